@@ -1,0 +1,56 @@
+# `make help` lists the targets. Everything is installed into .venv and build, plus the Debian packages that
+# scripts/setup names; no service is installed, started or enabled.
+
+SHELL := /bin/bash
+VENV := .venv
+PY := $(VENV)/bin/python
+# .venv/bin has the redis-server that set-up made, if the machine has none.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check format test unit sim demo bench docs docs-check lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing (quick if nothing is)
+	@scripts/setup
+
+check: setup ## lint, format, strict types, generated documents
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	@$(MAKE) --no-print-directory docs-check
+
+format: setup ## let ruff fix and format
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+test: setup ## the whole suite; TESTS=tests/unit ARGS=-x narrow it down
+	$(PY) -m pytest $(TESTS) $(ARGS)
+
+unit: setup ## the quick tests only: no server is started
+	$(PY) -m pytest tests/unit tests/sim $(ARGS)
+
+sim: setup ## the simulator over more seeds: SEEDS=1..1000, or ARGS='--seed 7 --trace' for one of them
+	$(PY) -m tests.sim.run $(if $(findstring --seed,$(ARGS)),,--seeds $(or $(SEEDS),1..200)) $(ARGS)
+
+demo: setup ## three ZooKeepers, three agents, three kinds of failure, live
+	@$(VENV)/bin/redis-agent demo $(ARGS)
+
+bench: setup ## failover times and idle cost: FAILOVERS=100
+	$(PY) -m tests.bench --failovers $(or $(FAILOVERS),100) $(ARGS)
+
+docs: setup ## rewrite the generated parts of docs/ and systemd/
+	$(PY) scripts/generate_docs.py
+
+docs-check: setup
+	@$(PY) scripts/generate_docs.py --check
+
+lock: setup ## rewrite requirements.lock (needs uv); ARGS=--upgrade for newer versions
+	scripts/lock $(ARGS)
+
+clean: ## remove everything that was made here
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,38 @@
+"""``redis-agent run``: the agent, in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from redis_agent import logs
+from redis_agent.config import ConfigError
+from redis_agent.config_file import ENVIRONMENT_FILE, load
+from redis_agent.config_host import check_host
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=os.environ.get(ENVIRONMENT_FILE),
+        help=f"configuration (TOML); default: ${ENVIRONMENT_FILE}",
+    )
+    parser.add_argument("--check", action="store_true", help="check the configuration and this host, then exit")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Run until told to stop."""
+    if not options.config:
+        raise ConfigError("redis-agent run", "--config", "is missing", "name the configuration file")
+    settings = load(options.config)
+    warnings = check_host(settings, options.config)
+    with logs.writing(settings.log.level, settings.log.format):
+        for warning in warnings:
+            logs.event("warning", "configuration", problem=warning)
+        if options.check:
+            return 0
+        from redis_agent import runtime
+
+        return runtime.run(settings)

@@ -1,0 +1,164 @@
+"""``redis-agent status``: a cluster, read from ZooKeeper directly, so that it also works where no agent runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from redis_agent import znodes
+from redis_agent.cli import tables
+from redis_agent.cli.cluster_view import ClusterView, MemberView, Unreachable, needed, read
+from redis_agent.config import ConfigError
+from redis_agent.config_file import ENVIRONMENT_FILE, load
+
+JSON_SCHEMA = 1
+HEADER = ("MEMBER", "STATE", "REDIS", "ADDRESS", "EPOCH", "LAG", "LINK", "HEALTH", "VERSION", "NOTE")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=os.environ.get(ENVIRONMENT_FILE),
+        help=f"take the cluster from an agent's configuration; default: ${ENVIRONMENT_FILE}",
+    )
+    parser.add_argument(
+        "--zookeeper", metavar="HOSTS", help="servers, with an optional chroot: zk1:2181,zk2:2181/chroot"
+    )
+    parser.add_argument("--root", metavar="ZNODE", help="znode below which all clusters live; default: redis-agent")
+    parser.add_argument("--cluster", metavar="NAME", help="name of the cluster")
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=5.0, help="limit; default: 5")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Print the cluster: 0 if it is well, 1 if not, 2 if ZooKeeper cannot be reached."""
+    hosts, paths = _target(options)
+    try:
+        view = read(hosts, paths, options.timeout)
+    except Unreachable as error:
+        print(f"redis-agent: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(as_json(view), indent=2))
+    else:
+        print(heading(view))
+        if view.members:
+            print()
+            styles = ["" if not _health(view, member).startswith("not") else "red" for member in view.members]
+            tables.show(HEADER, [row(view, member) for member in view.members], styles=styles)
+        for reason in view.reasons:
+            print(f"! {reason}")
+    return 1 if view.reasons else 0
+
+
+def _target(options: argparse.Namespace) -> tuple[str, znodes.Paths]:
+    hosts, root, cluster = options.zookeeper, options.root, options.cluster
+    if options.config and not (hosts and cluster):
+        settings = load(options.config)
+        hosts = hosts or settings.zookeeper.hosts
+        root = root or settings.cluster.root
+        cluster = cluster or settings.cluster.name
+    if not hosts or not cluster:
+        missing = "--zookeeper" if not hosts else "--cluster"
+        raise ConfigError("redis-agent status", missing, "is missing", "give it, or --config FILE")
+    return hosts, znodes.Paths((root or "redis-agent").strip("/"), cluster)
+
+
+def heading(view: ClusterView) -> str:
+    """The cluster in one line."""
+    wait, ballots = needed(view)
+    leader = view.leader
+    who = f"leader {leader.name} ({leader.phase}) at {leader.address}" if leader else "no leader"
+    voters = len(view.config.voters)
+    return (
+        f"cluster {view.paths.cluster}: {'well' if not view.reasons else 'NOT WELL'}; {who}; "
+        f"epoch {view.ledger.epoch}; mode {view.config.mode.value}; "
+        f"{voters} voters, {wait} acknowledgements confirm, {ballots} ballots elect"
+    )
+
+
+def row(view: ClusterView, member: MemberView) -> tuple[str, ...]:
+    """A member's cells."""
+    presence, registration = member.presence, member.registration
+    address = presence.redis if presence else registration.redis if registration else None
+    name = member.name if registration is None or registration.voter else f"{member.name} (no voter)"
+    if presence is None:
+        return name, "away", "-", str(address or "-"), "-", "-", "-", _health(view, member), "-", ""
+    role = presence.role or "-" if presence.redis_up else "down"
+    is_leader = view.leader is not None and view.leader.name == member.name
+    link = "-" if is_leader or not presence.redis_up else "up" if presence.link_up else "down"
+    lag = "-" if is_leader or member.lag_bytes is None else str(member.lag_bytes)
+    return (
+        name,
+        presence.state,
+        role,
+        str(address),
+        str(presence.epoch),
+        lag,
+        link,
+        _health(view, member),
+        presence.redis_version or "-",
+        presence.reason,
+    )
+
+
+def _health(view: ClusterView, member: MemberView) -> str:
+    presence = member.presence
+    if presence is None:
+        return "not here"
+    if not presence.redis_up:
+        return "not up"
+    is_leader = view.leader is not None and view.leader.name == member.name
+    return "ok" if is_leader or presence.intact else "not intact"
+
+
+def as_json(view: ClusterView) -> dict[str, Any]:
+    """The stable form: fields are added, never renamed or removed, within one ``schema``."""
+    wait, ballots = needed(view)
+    leader = view.leader
+    return {
+        "schema": JSON_SCHEMA,
+        "cluster": view.paths.cluster,
+        "root": view.paths.root,
+        "cluster_id": view.config.cluster_id,
+        "mode": view.config.mode.value,
+        "well": not view.reasons,
+        "reasons": list(view.reasons),
+        "epoch": view.ledger.epoch,
+        "quorum": {"voters": list(view.config.voters), "confirm": wait, "elect": ballots},
+        "leader": leader
+        and {
+            "name": leader.name,
+            "address": str(leader.address),
+            "epoch": leader.epoch,
+            "phase": leader.phase,
+            "replid": leader.replid,
+            "wait": leader.wait,
+            "at": leader.at,
+        },
+        "members": [_member_json(member) for member in view.members],
+    }
+
+
+def _member_json(member: MemberView) -> dict[str, Any]:
+    registration, presence = member.registration, member.presence
+    address = presence.redis if presence else registration.redis if registration else None
+    told = asdict(presence) if presence else {}
+    shown = ("state", "epoch", "redis_up", "redis_version", "role", "offset_bytes", "link_up", "intact", "keys")
+    more = ("restarts", "reason", "replid", "run_id", "host", "pid", "agent_version", "at")
+    return {
+        "name": member.name,
+        "address": str(address) if address else None,
+        "voter": registration.voter if registration else None,
+        "priority": registration.priority if registration else None,
+        "present": presence is not None,
+        "lag_bytes": member.lag_bytes,
+        "primary": str(presence.primary) if presence and presence.primary else None,
+        **{key: told.get(key) for key in (*shown, *more)},
+    }

@@ -1,0 +1,254 @@
+"""The demonstration from beginning to end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+import redis_agent
+from redis_agent.client import LeaderObserver, SafeModeError
+from redis_agent.demo import requirements, steps
+from redis_agent.demo.picture import Sampler, Screen, make_screen
+from redis_agent.lab.agent_process import AgentProcess
+from redis_agent.lab.cluster import LocalCluster
+from redis_agent.lab.load import Load
+from redis_agent.lab.zookeeper import Ensemble, LabError
+
+T = TypeVar("T")
+CLUSTER = "demo"
+MEMBERS = 3
+START_LIMIT_S = 30.0
+RECOVER_LIMIT_S = 15.0
+SETTLE_LIMIT_S = 30.0
+RESTART_PAUSE_S = 1.0
+LONGEST_TMP = 60
+"""A unix socket's path has 107 bytes; a longer TMPDIR leaves too little for ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """See ``redis-agent demo --help``."""
+
+    rounds: int = 1
+    duration_s: float = 2.0
+    rate_per_s: float = 1000.0
+    plain: bool = False
+    keep: bool = False
+
+
+class _Stopped(BaseException):
+    """A signal asked us to end."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def run(options: Options) -> int:
+    """Show everything, clean up, whatever happens.
+
+    Returns:
+        The exit status.
+    """
+    requirements.prepare_path()
+    lacking = requirements.missing()
+    if lacking:
+        sys.stderr.write(f"redis-agent demo: {lacking}\n")
+        return 2
+    # The clients lose their leader on purpose: kazoo's warnings about it would be noise.
+    logging.getLogger("kazoo").setLevel(logging.CRITICAL)
+    logging.getLogger("redis_agent").addHandler(logging.NullHandler())
+    # Threads that wake up get their turn soon, so that drawing does not show up in what is measured.
+    sys.setswitchinterval(0.0005)
+    screen = make_screen(plain=options.plain)
+    try:
+        with _signals_raise(), _workspace(keep=options.keep) as directory:
+            return _Demo(options, screen, directory).run()
+    except _Stopped as stopped:
+        screen.say(f"stopped by {signal.Signals(stopped.number).name}; everything is cleaned up")
+        return 128 + stopped.number
+    except LabError as error:
+        screen.say(f"FAILED: {error}")
+        return 1
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP end the demonstration once; a second one does not disturb the cleaning up."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def handle(number: int, _: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Stopped(number)
+
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _workspace(*, keep: bool) -> Iterator[Path]:
+    """A directory of our own. A small process beside us cleans it up, also if we are killed."""
+    parent = tempfile.gettempdir()
+    directory = Path(tempfile.mkdtemp(prefix="redis-agent-demo-", dir=parent if len(parent) <= LONGEST_TMP else "/tmp"))  # noqa: S108
+    sources = str(Path(redis_agent.__file__).resolve().parents[1])
+    command = [sys.executable, "-m", "redis_agent.demo.janitor", str(directory), *(["--keep"] if keep else [])]
+    janitor = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        cwd="/",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [sources, os.environ.get("PYTHONPATH", "")]))},
+        # Out of reach of Ctrl-C and of a closed terminal.
+        start_new_session=True,
+    )
+    try:
+        yield directory
+    finally:
+        assert janitor.stdin is not None
+        janitor.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            janitor.wait(10.0)
+
+
+class _Demo:
+    def __init__(self, options: Options, screen: Screen, directory: Path) -> None:
+        self._options = options
+        self._screen = screen
+        self._directory = directory
+        self._last_start: dict[str, float] = {}
+        self._unexpected = 0
+
+    def run(self) -> int:
+        say = self._screen.say
+        say(f"redis-agent {redis_agent.__version__}: everything runs below {self._directory}")
+        say("starting 3 ZooKeeper servers")
+        ensemble = Ensemble(self._directory / "zk", 3)
+        cluster: LocalCluster | None = None
+        try:
+            ensemble.start()
+            say(f"starting {MEMBERS} agents, each with its Redis")
+            cluster = LocalCluster(ensemble, self._directory, MEMBERS, cluster=CLUSTER)
+            cluster.start()
+            leader = cluster.wait_started(START_LIMIT_S)
+            say(f"{leader.name} leads, the others follow")
+            return self._with_clients(ensemble, cluster)
+        finally:
+            if cluster is not None:
+                cluster.stop()
+            ensemble.stop()
+
+    def _with_clients(self, ensemble: Ensemble, cluster: LocalCluster) -> int:
+        with LeaderObserver(ensemble.hosts, cluster=CLUSTER) as observer:
+            observer.wait_for_leader(START_LIMIT_S)
+            with (
+                Load(observer, rate_per_s=self._options.rate_per_s) as load,
+                self._screen.showing(Sampler(cluster, load)),
+            ):
+                say = self._screen.say
+                say(f"5 clients write {self._options.rate_per_s:g} times a second: SET, SET with WAIT, INCR")
+                self._linger(cluster)
+                outcomes = []
+                for number in range(self._options.rounds * len(steps.FAULTS)):
+                    fault = steps.FAULTS[number % len(steps.FAULTS)]
+                    outcomes.append(self._step(number + 1, fault, cluster, load, observer))
+                load.stop()
+                return self._finish(outcomes, cluster, load)
+
+    def _step(
+        self, number: int, fault: steps.Fault, cluster: LocalCluster, load: Load, observer: LeaderObserver
+    ) -> steps.Outcome:
+        say = self._screen.say
+        try:
+            epoch = observer.wait_for_leader(RECOVER_LIMIT_S).epoch
+        except SafeModeError as error:
+            raise LabError(f"{error}\n{cluster.describe()}") from None
+        old = cluster.wait_serving(RECOVER_LIMIT_S)
+        title = fault.title.format(name=old.name)
+        say()
+        say(f"{number}. {title}, the leader of epoch {epoch}")
+        at_ns = fault.act(old)
+        self._wait(
+            cluster, lambda: load.first_ack(at_ns, after_epoch=epoch), "the next leader acknowledges", RECOVER_LIMIT_S
+        )
+        new = self._wait(cluster, lambda: self._settled(cluster), "everybody is in sync again", SETTLE_LIMIT_S)
+        self._linger(cluster)
+        with new.redis(timeout_s=10.0) as client:
+            losses = load.verify(client)
+        outcome = steps.measure(
+            load, title=title, old=old.name, new=new.name, old_epoch=epoch, at_ns=at_ns, losses=losses
+        )
+        for line in steps.describe(outcome):
+            say(f"   {line}")
+        return outcome
+
+    def _finish(self, outcomes: list[steps.Outcome], cluster: LocalCluster, load: Load) -> int:
+        say = self._screen.say
+        leader = cluster.wait_serving(RECOVER_LIMIT_S)
+        with leader.redis(timeout_s=10.0) as client:
+            losses = load.verify(client, everything=True)
+        say()
+        say(f"{'fault':<24} {'writes stopped':>16} {'first write after':>18}")
+        for outcome in outcomes:
+            say(f"{outcome.title:<24} {outcome.stopped_s * 1000:>13.1f} ms {outcome.first_s * 1000:>15.1f} ms")
+        say(f"{load.acknowledged:,} writes acknowledged, {losses.confirmed:,} of them confirmed by WAIT")
+        for surprise in load.surprises[:5]:
+            say(f"unexpected answer: {surprise}")
+        if self._unexpected:
+            say(f"FAILED: agents ended {self._unexpected} times without being told to")
+        if losses.sound and not self._unexpected:
+            say("nothing confirmed was lost")
+            return 0
+        if losses.confirmed_lost:
+            say(f"FAILED: {losses.confirmed_lost} confirmed writes are lost, among them {', '.join(losses.examples)}")
+        if losses.counters_doubled:
+            say(f"FAILED: {losses.counters_doubled} increments were executed twice")
+        return 1
+
+    # --- being init ---------------------------------------------------------------------------------------------------
+
+    def _wait(self, cluster: LocalCluster, condition: Callable[[], T | None], what: str, limit_s: float) -> T:
+        def look() -> T | None:
+            self._supervise(cluster)
+            return condition()
+
+        return cluster.wait_for(look, what, limit_s)
+
+    def _settled(self, cluster: LocalCluster) -> AgentProcess | None:
+        leader = cluster.leader()
+        if leader is None or not all(cluster.in_sync(member.name, leader) for member in cluster):
+            return None
+        return cluster[leader.name]
+
+    def _linger(self, cluster: LocalCluster) -> None:
+        """Let the clients write."""
+        until = time.monotonic() + self._options.duration_s
+        while time.monotonic() < until:
+            self._supervise(cluster)
+            time.sleep(0.02)
+
+    def _supervise(self, cluster: LocalCluster) -> None:
+        """As init would: start again what has ended, not too often."""
+        for member in cluster:
+            now = time.monotonic()
+            if member.running or now - self._last_start.get(member.name, -RESTART_PAUSE_S) < RESTART_PAUSE_S:
+                continue
+            if member.returncode != 0:
+                self._unexpected += 1
+                self._screen.say(f"   {member.name}'s agent ended with {member.returncode}:{member.last_words(5)}")
+            self._last_start[member.name] = now
+            member.start()

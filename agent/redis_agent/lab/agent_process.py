@@ -1,0 +1,394 @@
+"""One agent on this machine as a child process, with everything it owns below one directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+import redis_agent
+from redis_agent.lab.proxy import Cut, TcpProxy
+from redis_agent.lab.waiting import wait_for
+from redis_agent.lab.zookeeper import LabError
+from redis_agent.replication import Address
+
+Settings = Mapping[str, Mapping[str, object]]
+"""As in the configuration file: section, key, value."""
+
+_SOURCES = Path(redis_agent.__file__).resolve().parents[1]
+_LAST_LINES = 25
+
+
+class AgentProcess:
+    """An agent and its Redis. It is written to disk at once and started by ``start``.
+
+    Should this process die, the kernel kills the agent (where ``setpriv`` is installed); to the kernel the parent is
+    the *thread* that called ``start``, so call it from one that lives as long as the agent should.
+
+    Args:
+        name: the member's name.
+        directory: for configuration, state, data and logs; made if missing, left as it is.
+        settings: of the configuration file.
+        port: of Redis.
+        redis_conf: further lines of the operator's redis.conf.
+        password: of Redis, if it shall have one.
+        proxies: what stands between this agent and ZooKeeper; they are closed with it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        settings: Settings,
+        *,
+        port: int,
+        redis_conf: str = "",
+        password: str = "",
+        proxies: Sequence[TcpProxy] = (),
+    ) -> None:
+        self.name = name
+        self.directory = directory
+        self.address = Address("127.0.0.1", port)
+        self.password = password
+        self.proxies = tuple(proxies)
+        self.settings = settings
+        self.redis_conf = redis_conf
+        self.process: subprocess.Popen[bytes] | None = None
+        self.starts = 0
+        for part in ("data", "state", "run"):
+            (directory / part).mkdir(parents=True, exist_ok=True)
+        self.configure()
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    @property
+    def config_path(self) -> Path:
+        return self.directory / "agent.toml"
+
+    @property
+    def log_path(self) -> Path:
+        return self.directory / "agent.log"
+
+    @property
+    def data_dir(self) -> Path:
+        return self.directory / "data"
+
+    @property
+    def state_dir(self) -> Path:
+        return self.directory / "state"
+
+    @property
+    def run_dir(self) -> Path:
+        return self.directory / "run"
+
+    @property
+    def unix_socket(self) -> Path | None:
+        """Where Redis listens for its agent; None while there is none."""
+        return next(iter(sorted(self.run_dir.glob("*.sock"))), None)
+
+    def configure(self, settings: Settings | None = None, *, redis_conf: str | None = None) -> None:
+        """Write the two configuration files (again, with changes). Effective at the next start."""
+        self.settings = _merged(self.settings, settings or {})
+        self.redis_conf = self.redis_conf if redis_conf is None else redis_conf
+        lines = [
+            "bind 127.0.0.1",
+            f"port {self.address.port}",
+            f"dir {self.data_dir}",
+            'save ""',
+            "appendonly no",
+            # By default a primary waits 5 s for more replicas before it sends a copy.
+            "repl-diskless-sync-delay 0",
+            *([f"requirepass {self.password}", f"masterauth {self.password}"] if self.password else []),
+            self.redis_conf,
+        ]
+        conf = self.directory / "redis.conf"
+        conf.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        own: Settings = {
+            "agent": {"name": self.name, "state_dir": str(self.state_dir), "run_dir": str(self.run_dir)},
+            "redis": {"announce_host": self.address.host, "conf": str(conf)},
+        }
+        self.config_path.write_text(_toml(_merged(own, self.settings)), encoding="utf-8")
+
+    def log_text(self) -> str:
+        """All that this member's agents have said so far."""
+        with suppress(OSError):
+            return self.log_path.read_text(encoding="utf-8", errors="replace")
+        return ""
+
+    def log_events(self) -> Iterator[dict[str, Any]]:
+        """The lines of a log in JSON (setting ``log.format``)."""
+        for line in self.log_text().splitlines():
+            with suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict):
+                    yield event
+
+    # --- the agent ----------------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int | None:
+        """Of the agent; None if it does not run."""
+        return self.process.pid if self.process is not None and self.process.poll() is None else None
+
+    @property
+    def running(self) -> bool:
+        return self.pid is not None
+
+    @property
+    def returncode(self) -> int | None:
+        """Of the latest agent that ended, negative for a signal."""
+        return None if self.process is None else self.process.poll()
+
+    def start(self) -> None:
+        """Start the agent. Does not wait for anything.
+
+        Raises:
+            LabError: it runs already.
+        """
+        if self.running:
+            raise LabError(f"{self.name} runs already")
+        setpriv = shutil.which("setpriv")
+        # setpriv becomes the agent, so the process id is the agent's.
+        dies_with_us = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+        run = [sys.executable, "-m", "redis_agent.cli.main", "run", "--config", str(self.config_path)]
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*dies_with_us, *run],
+                cwd=self.directory,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C in a terminal is for the one who started them.
+                start_new_session=True,
+            )
+        self.starts += 1
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the agent.
+
+        Raises:
+            LabError: it does not run.
+        """
+        if self.process is None or self.process.poll() is not None:
+            raise LabError(f"the agent of {self.name} does not run")
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL to the agent, and reap it."""
+        self.send_signal(signal.SIGKILL)
+        self.wait(10.0)
+
+    def terminate(self) -> None:
+        """SIGTERM; does not wait."""
+        self.send_signal(signal.SIGTERM)
+
+    def stop(self, limit_s: float = 30.0) -> int:
+        """SIGTERM, and wait for the end.
+
+        Returns:
+            The exit status.
+        """
+        self.terminate()
+        return self.wait(limit_s)
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.send_signal(signal.SIGCONT)
+
+    def wait(self, limit_s: float) -> int:
+        """Wait for the end of the agent.
+
+        Returns:
+            The exit status, negative for a signal.
+
+        Raises:
+            LabError: it still runs.
+        """
+        if self.process is None:
+            raise LabError(f"the agent of {self.name} was never started")
+        try:
+            return self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise LabError(f"the agent of {self.name} still runs after {limit_s:g} s{self.last_words()}") from None
+
+    # --- its Redis ----------------------------------------------------------------------------------------------------
+
+    def redis_process(self) -> psutil.Process | None:
+        """The redis-server that works in our data directory, also if its agent is gone; None if there is none."""
+        candidates = []
+        with suppress(psutil.Error):
+            if (pid := self.pid) is not None:
+                candidates = psutil.Process(pid).children(recursive=True)
+        found = [process for process in candidates if self._is_our_redis(process)]
+        if not found:
+            found = [process for process in psutil.process_iter() if self._is_our_redis(process)]
+        # A child that writes a dump looks like its parent, which is older.
+        return min(found, key=_created, default=None)
+
+    def _is_our_redis(self, process: psutil.Process) -> bool:
+        try:
+            return (
+                process.name().startswith(("redis-server", "redis-check-rdb", "valkey-server"))
+                and process.status() != psutil.STATUS_ZOMBIE
+                and Path(process.cwd()) == self.data_dir.resolve()
+            )
+        except psutil.Error:
+            return False
+
+    @property
+    def redis_pid(self) -> int | None:
+        process = self.redis_process()
+        return None if process is None else process.pid
+
+    def kill_redis(self) -> int:
+        """SIGKILL to Redis.
+
+        Returns:
+            When, in nanoseconds of time.monotonic_ns(), taken before the signal was sent.
+        """
+        return self.signal_redis(signal.SIGKILL)
+
+    def signal_redis(self, number: signal.Signals) -> int:
+        """Send a signal to Redis.
+
+        Returns:
+            When, in nanoseconds of time.monotonic_ns(), taken before the signal was sent.
+
+        Raises:
+            LabError: there is none.
+        """
+        process = self.redis_process()
+        if process is None:
+            raise LabError(f"no redis-server of {self.name} runs{self.last_words()}")
+        at_ns = time.monotonic_ns()
+        process.send_signal(number)
+        return at_ns
+
+    def redis(self, *, timeout_s: float = 1.0, **settings: Any) -> redis.Redis:
+        """A client of this Redis that retries nothing. Close it (``with``)."""
+        return redis.Redis(
+            host=self.address.host,
+            port=self.address.port,
+            password=self.password or None,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            single_connection_client=True,
+            retry=Retry(NoBackoff(), 0),
+            **({"decode_responses": True} | settings),
+        )
+
+    def info(self, timeout_s: float = 0.5) -> dict[str, Any]:
+        """INFO of this Redis; empty if it does not answer."""
+        try:
+            with self.redis(timeout_s=timeout_s) as client:
+                answer: dict[str, Any] = client.info()
+                return answer
+        except (redis.RedisError, OSError):
+            return {}
+
+    def wait_redis(self, limit_s: float = 10.0) -> dict[str, Any]:
+        """Wait until Redis answers.
+
+        Returns:
+            Its INFO.
+        """
+        return wait_for(self.info, limit_s, lambda: f"Redis of {self.name} answers{self.last_words()}")
+
+    # --- its ZooKeeper ------------------------------------------------------------------------------------------------
+
+    def cut_zookeeper(self, what: Cut = Cut.BOTH) -> None:
+        """This agent alone hears nothing of ZooKeeper any more. Needs proxies."""
+        self._need_proxies()
+        for proxy in self.proxies:
+            proxy.cut(what)
+
+    def restore_zookeeper(self) -> None:
+        """End the cut."""
+        self._need_proxies()
+        for proxy in self.proxies:
+            proxy.restore()
+
+    def _need_proxies(self) -> None:
+        if not self.proxies:
+            raise LabError("no proxies: make the cluster with proxied=True")
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def destroy(self) -> None:
+        """Kill whatever is left of this member, paused or not. Files stay."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        for process in self._leftovers():
+            with suppress(psutil.Error):
+                process.kill()
+        wait_for(lambda: not self._leftovers(), 5.0, lambda: f"the end of {self._leftovers()}")
+        for proxy in self.proxies:
+            proxy.close()
+
+    def _leftovers(self) -> list[psutil.Process]:
+        """Processes, not zombies, that work below our directory: Redis, a guard."""
+        return [process for process in psutil.process_iter() if _works_below(process, self.directory.resolve())]
+
+    def last_words(self, lines: int = _LAST_LINES) -> str:
+        """The end of the log, for messages."""
+        tail = self.log_text().splitlines()[-lines:]
+        return "".join(f"\n  {self.name}| {line}" for line in tail)
+
+
+def _created(process: psutil.Process) -> float:
+    try:
+        return process.create_time()
+    except psutil.Error:
+        return float("inf")
+
+
+def _works_below(process: psutil.Process, directory: Path) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()).is_relative_to(directory)
+    except psutil.Error:
+        return False
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what would change the agent's settings or make it believe that systemd started it."""
+    unwanted = ("REDIS_AGENT_", "NOTIFY_SOCKET", "WATCHDOG_", "JOURNAL_STREAM")
+    env = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
+    # Runs from a checkout as well as installed.
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_SOURCES), env.get("PYTHONPATH", "")]))
+    return env
+
+
+def _merged(*many: Settings) -> dict[str, dict[str, object]]:
+    result: dict[str, dict[str, object]] = {}
+    for settings in many:
+        for section, keys in settings.items():
+            result.setdefault(section, {}).update(keys)
+    return result
+
+
+def _toml(settings: Settings) -> str:
+    # A JSON string, number or boolean is one in TOML, too.
+    sections = (
+        "\n".join([f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())])
+        for section, keys in settings.items()
+    )
+    return "\n\n".join(sections) + "\n"

@@ -1,0 +1,144 @@
+"""From a redis-server that was just launched to one that the agent rules: connections, rights, the boot fence."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from dataclasses import dataclass
+
+from redis_agent.redis_conf import FENCED, MAX_LAG_S, LaunchPlan
+from redis_agent.redis_role import INFO, read_info
+from redis_agent.redis_wire import ErrorReply, Reply, Request, Wire, WireDenied, WireError, info_fields
+from redis_agent.replication import NOWHERE, RedisInfo
+
+RETRY_FIRST_S = 0.002
+RETRY_MAX_S = 0.05
+ANSWER_LIMIT_S = 5.0
+"""While it loads, Redis answers between two pieces of its dump only."""
+
+OLDEST = (6, 2)
+
+NO_CLIENT = (1 << 63) - 1
+"""An id that no connection has."""
+
+# Each of them changes nothing: Redis boots fenced and as a replica of nowhere. The answers tell whether it obeys.
+RIGHTS: tuple[Request, ...] = (
+    ("CONFIG", "SET", "min-replicas-max-lag", MAX_LAG_S),
+    ("CONFIG", "SET", "min-replicas-to-write", FENCED),
+    ("CONFIG", "GET", "min-replicas-to-write"),
+    ("REPLICAOF", NOWHERE.host, NOWHERE.port),
+    ("CLIENT", "KILL", "ID", NO_CLIENT),
+    ("CLIENT", "UNPAUSE"),
+    ("ROLE",),
+)
+
+
+class StartRefused(Exception):
+    """This Redis can't be ruled by the agent: one line with the remedy."""
+
+
+class ProcessGone(Exception):
+    """It died before it was up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What is open once Redis is up."""
+
+    role: Wire
+    role_id: int
+    monitor: Wire
+    info: RedisInfo
+
+
+def open_connections(plan: LaunchPlan, pid: int, dead: threading.Event) -> Opened:
+    """Wait until Redis answers (loading counts), make sure that it obeys, and open the agent's connections.
+
+    There is no limit but the life of the process: a large append-only file may keep it silent.
+
+    Args:
+        plan: how to connect.
+        pid: the process that must answer; another one that has the operator's socket is not ours.
+        dead: set when the process is gone.
+
+    Raises:
+        StartRefused: it answers, but the agent can't work with it.
+        ProcessGone: it died.
+    """
+    pause_s = RETRY_FIRST_S
+    while not dead.is_set():
+        opened: list[Wire] = []
+        try:
+            return _open(plan, pid, opened)
+        except WireDenied as error:
+            raise StartRefused(_denied(plan, str(error))) from error
+        except ValueError as error:
+            raise StartRefused(f"redis-server tells nothing about itself that makes sense: {error}") from error
+        except (WireError, _NotOursError):
+            for wire in opened:
+                wire.close()
+        dead.wait(pause_s)
+        pause_s = min(pause_s * 1.5, RETRY_MAX_S)
+    raise ProcessGone
+
+
+class _NotOursError(Exception):
+    """Another process answers at the socket, or this one is not ready to tell."""
+
+
+def _open(plan: LaunchPlan, pid: int, opened: list[Wire]) -> Opened:
+    role = Wire.open_unix(plan.socket_path, plan.username, plan.password, ANSWER_LIMIT_S)
+    opened.append(role)
+    deadline = time.monotonic() + ANSWER_LIMIT_S
+    *rights, number, raw = role.ask([*RIGHTS, ("CLIENT", "ID"), INFO], deadline)
+    if isinstance(raw, bytes):
+        _check_server(raw, pid)
+    for request, reply in zip(RIGHTS, rights, strict=True):
+        _check_right(plan, request, reply)
+    for request, reply in ((("CLIENT", "ID"), number), (INFO, raw)):
+        _check_right(plan, request, reply)
+    if not isinstance(number, int):
+        raise _NotOursError
+    monitor = Wire.open_unix(plan.socket_path, plan.username, plan.password, ANSWER_LIMIT_S)
+    opened.append(monitor)
+    monitor.ask([("PING",)], time.monotonic() + ANSWER_LIMIT_S)
+    return Opened(role, number, monitor, read_info(raw))
+
+
+def _check_server(raw: bytes, pid: int) -> None:
+    fields = info_fields(raw)
+    if fields.get("process_id") != pid:
+        raise _NotOursError
+    if fields.get("cluster_enabled") == 1:
+        raise StartRefused("redis-server runs in cluster mode, which is not supported: remove cluster-enabled")
+    version = str(fields.get("redis_version", ""))
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if numbers < OLDEST:
+        raise StartRefused(f"redis-server {version} is too old: 6.2 or later is needed")
+
+
+def _check_right(plan: LaunchPlan, request: Request, reply: Reply) -> None:
+    if not isinstance(reply, ErrorReply) or reply.code == "LOADING" or "during loading" in reply.text:
+        # These come behind the checks for the command's existence and the user's rights. The second one is how
+        # Redis 6.2 refuses CONFIG SET.
+        return
+    if reply.code in ("NOAUTH", "WRONGPASS"):
+        raise StartRefused(_denied(plan, str(reply)))
+    words = " ".join(str(part) for part in request[:2])
+    where = plan.operator_path or plan.conf_path
+    user = plan.username or "default"
+    raise StartRefused(
+        f"redis-server refuses {words} to the agent ({reply}): it needs CONFIG, REPLICAOF, CLIENT, ROLE and INFO; "
+        f"remove rename-command from {where}, or allow them to user {user}"
+    )
+
+
+def _denied(plan: LaunchPlan, error: str) -> str:
+    user = plan.username or "default"
+    given = "the password that was given" if plan.password else "no password"
+    where = plan.operator_path or plan.conf_path
+    return (
+        f"redis-server does not accept {given} for user {user} ({error}): "
+        f"set the agent's password to the one of {where} (requirepass, user, aclfile)"
+    )

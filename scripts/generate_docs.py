@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Write the generated parts of the documentation; with ``--check`` only say whether they are up to date.
+
+* ``systemd/redis-agent.toml``, the commented example: whole.
+* ``docs/*.md`` and ``README.md``: what stands between ``<!-- generated: NAME -->`` and ``<!-- end of generated -->``,
+  for each NAME in ``PARTS``.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import msgspec
+
+from redis_agent.config import Section, Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / "systemd" / "redis-agent.toml"
+# What the example sets, because it has no default or because every installation has its own.
+SAMPLE = {
+    ("cluster", "name"): "cache",
+    ("cluster", "bootstrap_expect"): 3,
+    ("zookeeper", "hosts"): "zk1:2181,zk2:2181,zk3:2181",
+    ("redis", "announce_host"): "redis1.example.org",
+    ("redis", "conf"): "/etc/redis/redis.conf",
+}
+MARKED = re.compile(r"(<!-- generated: (?P<name>[a-z-]+) -->\n).*?(<!-- end of generated -->)", re.DOTALL)
+
+
+def sections() -> Iterator[tuple[str, type[Section]]]:
+    """Name and type of each table of the configuration file."""
+    for field in msgspec.structs.fields(Settings):
+        yield field.name, field.type
+
+
+def keys(section: type[Section]) -> Iterator[tuple[str, str, Any]]:
+    """Name, description and default (NODEFAULT if there is none) of each key."""
+    for field in msgspec.structs.fields(section):
+        metas = [meta for meta in get_args(field.type)[1:] if isinstance(meta, msgspec.Meta) and meta.description]
+        assert metas, f"{section.__name__}.{field.name} has no description"
+        yield field.name, metas[-1].description or "", field.default
+
+
+def choices(section: type[Section], key: str) -> tuple[str, ...]:
+    """The words that a key may have; empty if it is free."""
+    inner = next(field.type for field in msgspec.structs.fields(section) if field.name == key)
+    if get_origin(inner) is Annotated:
+        inner = get_args(inner)[0]
+    return get_args(inner) if get_origin(inner) is Literal else ()
+
+
+def toml(value: object) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def example() -> str:
+    """The commented example: every key with its description; what is commented out shows the default."""
+    lines = textwrap.wrap(
+        "Configuration of redis-agent: every key with its default. Any key may be overridden by the environment: "
+        "REDIS_AGENT_<SECTION>_<KEY>, for example REDIS_AGENT_LOG_LEVEL=debug. Relative paths start at this file's "
+        "directory. Check it with: redis-agent run --check --config FILE",
+        116,
+        initial_indent="# ",
+        subsequent_indent="# ",
+    )
+    for name, section in sections():
+        lines += ["", f"# {(section.__doc__ or '').splitlines()[0]}", f"[{name}]"]
+        for key, description, default in keys(section):
+            lines += ["", *textwrap.wrap(description, 116, initial_indent="# ", subsequent_indent="# ")]
+            if (name, key) in SAMPLE:
+                lines.append(f"{key} = {toml(SAMPLE[name, key])}")
+            else:
+                assert default is not msgspec.NODEFAULT, f"{name}.{key} needs a sample"
+                lines.append(f"# {key} = {toml(default)}")
+    return "\n".join(lines) + "\n"
+
+
+def configuration() -> str:
+    """The reference: a table for each section."""
+    parts = []
+    for name, section in sections():
+        rows = ["| key | default | meaning |", "|---|---|---|"]
+        for key, description, default in keys(section):
+            shown = "required" if default is msgspec.NODEFAULT else f"`{toml(default)}`"
+            words = choices(section, key)
+            choice = f" One of {', '.join(f'`{word}`' for word in words)}." if words else ""
+            rows.append(f"| `{key}` | {shown} | {_cell(description)}{choice} |")
+        parts.append(f"### [{name}]\n\n{(section.__doc__ or '').splitlines()[0]}\n\n" + "\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def fsm_diagram() -> str:
+    """The state machine as a diagram."""
+    from redis_agent import machine  # noqa: PLC0415 - only needed here
+
+    return f"```mermaid\n{machine.mermaid().strip()}\n```"
+
+
+def fsm_table() -> str:
+    """The state machine as a table, with the reason of each row."""
+    from redis_agent import machine  # noqa: PLC0415 - only needed here
+
+    rows = ["| from | trigger | to | actions | why |", "|---|---|---|---|---|"]
+    for row in machine.TRANSITIONS:
+        cells = (", ".join(row.sources), row.trigger, row.dest, ", ".join(row.actions) or "-", row.why)
+        rows.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "configuration": configuration,
+    "fsm-diagram": fsm_diagram,
+    "fsm-table": fsm_table,
+}
+
+
+def wanted() -> dict[Path, str]:
+    """Each file with generated parts, as it should be."""
+    files = {EXAMPLE: example()}
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        if path.exists():
+            text = path.read_text(encoding="utf-8")
+            new = MARKED.sub(lambda found: f"{found[1]}\n{PARTS[found['name']]()}\n\n{found[3]}", text)
+            if MARKED.search(text):
+                files[path] = new
+    return files
+
+
+def main() -> int:
+    """Write, or check."""
+    check = sys.argv[1:] == ["--check"]
+    stale = [
+        (path, text) for path, text in wanted().items() if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
+    for path, text in stale:
+        print(f"{path.relative_to(ROOT)}: {'out of date, run `make docs`' if check else 'written'}")
+        if not check:
+            path.write_text(text, encoding="utf-8")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

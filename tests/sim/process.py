@@ -1,0 +1,51 @@
+"""A process of the simulated host: it runs, is stopped by SIGSTOP and continued, and dies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.sim.world import World
+
+
+class Process:
+    """One life of a process. What happens inside it waits while it is stopped and never happens once it is dead."""
+
+    __slots__ = ("_waiting", "alive", "host", "name", "stopped", "world")
+
+    def __init__(self, world: World, name: str, host: str) -> None:
+        self.world = world
+        self.name = name
+        self.host = host
+        self.alive = True
+        self.stopped = False
+        self._waiting: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+
+    def run(self, fn: Callable[..., Any], *args: Any) -> None:
+        """Do ``fn(*args)`` as part of this process."""
+        if self.stopped:
+            self._waiting.append((fn, args))
+        elif self.alive:
+            fn(*args)
+
+    def after(self, delay_s: float, fn: Callable[..., Any], *args: Any) -> None:
+        self.world.after(delay_s, self.run, fn, *args)
+
+    def stop(self) -> None:
+        self.stopped = self.alive
+
+    def cont(self) -> None:
+        """Continue: what waited happens now, in the order in which it came."""
+        if self.stopped:
+            self.stopped = False
+            waiting, self._waiting = self._waiting, []
+            for number, (fn, args) in enumerate(waiting):
+                if self.stopped:  # stopped again by what it did
+                    self._waiting.extend(waiting[number:])
+                    return
+                self.run(fn, *args)
+
+    def kill(self) -> None:
+        self.alive = False
+        self.stopped = False
+        self._waiting.clear()

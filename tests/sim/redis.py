@@ -1,0 +1,342 @@
+"""A simulated redis-server, 7.0 in manner: roles, fence, pause, WAIT, restarts. `redis_replication` is its other half.
+
+It boots as our generated configuration says: fenced, a replica of nowhere. What the agent reads as INFO is made here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from redis_agent.replication import NOWHERE, Address, RedisInfo, ReplicaLink
+from tests.sim.process import Process
+from tests.sim.redis_data import FENCE, MAX_LAG_S, WRITE_BYTES, RedisConn, Site, Sites, Snapshot
+from tests.sim.redis_replication import Replication
+from tests.sim.world import Network
+
+
+class Refused(Exception):
+    """Redis answered with an error."""
+
+
+class Watcher:
+    """Told of what happens inside the servers, and asked how long things take; the checker is one."""
+
+    backlog_entries = 100_000
+
+    def changed(self, redis: SimRedis) -> None:
+        """Something that decides whether it accepts writes has changed."""
+
+    def advanced(self, redis: SimRedis) -> None:
+        """A replica has applied more, or its link came up."""
+
+    def joined(self, replica: SimRedis, primary: SimRedis, offset: int) -> None:
+        """The primary has granted a partial resync from this offset."""
+
+    def wrote(self, redis: SimRedis, write_id: int) -> None:
+        """A client's write was executed."""
+
+    def waited(self, redis: SimRedis, conn: RedisConn, count: int) -> None:
+        """A client's WAIT is answered."""
+
+    def forgot(self, redis: SimRedis) -> None:
+        """It is alive and has lost its data set (``dropped``)."""
+
+    def died(self, redis: SimRedis) -> None:
+        """The process is gone."""
+
+    def transfer_s(self, writes: int) -> float:
+        """How long sending a file of so many writes takes."""
+        return 0.05 + 0.0001 * writes
+
+    def load_s(self, writes: int) -> float:
+        return 0.02 + 0.0001 * writes
+
+
+class _Waiting:
+    """A client that waits in WAIT."""
+
+    __slots__ = ("conn", "number", "woff")
+
+    def __init__(self, conn: RedisConn, number: int) -> None:
+        self.conn = conn
+        self.number = number
+        self.woff = conn.woff
+
+
+class SimRedis(Replication):
+    """One process. ``status`` is what ``wait`` gives once it is gone; ``on_exit`` is called then."""
+
+    def __init__(self, net: Network, sites: Sites, site: Site, watcher: Watcher, pid: int) -> None:
+        super().__init__()
+        self.net = net
+        self.world = net.world
+        self.sites = sites
+        self.site = site
+        self.host = site.name
+        self.watcher = watcher
+        self.pid = pid
+        self.started_at = self.world.now
+        self.run_id = self.new_replid()
+        self.process = Process(self.world, f"redis-{site.name}", site.name)
+        self.status = 0
+        self.on_exit: list[Callable[[SimRedis], None]] = []
+        self.role_generation = 0  # role commands of an older connection are no longer executed
+        self.min_replicas = FENCE
+        self.paused_until = 0.0
+        self.clients: dict[RedisConn, None] = {}
+        self._postponed: deque[tuple[RedisConn, int]] = deque()
+        self._waiting: list[_Waiting] = []
+        self._second = 0
+        self.primary_address = NOWHERE
+        self.replid = self.new_replid()
+        site.redis = self
+        loads = self._open_disk()
+        self.process.after(self.world.uniform(0.0, 1.0), self._cron)
+        if loads:
+            self.loading = True
+            self.process.after(watcher.load_s(len(loads)), self._booted, loads)
+
+    # -- the process ------------------------------------------------------------------------------------------------
+
+    def _open_disk(self) -> list[int]:
+        """The data set to load, and the position that its file names (an AOF names none)."""
+        disk = self.site.disk
+        if disk.mode == "aof":
+            return disk.aof
+        if disk.dump is None:
+            return []
+        if disk.dump.replid:
+            self.replid, self.offset = disk.dump.replid, disk.dump.offset
+        return disk.dump.data
+
+    def _booted(self, data: list[int]) -> None:
+        self.loading = False
+        self.data = list(data)
+        if self.site.disk.mode == "aof":
+            self.site.disk.aof = self.data
+        elif self.offset:
+            self.cached = True  # but there is no backlog yet
+        self.watcher.changed(self)
+
+    def _cron(self) -> None:
+        self._second += 1
+        if not self.loading:
+            self.replication_cron(self._second)
+            if self.site.disk.mode == "rdb" and self.world.chance(0.05):
+                self.save()
+        self.process.after(1.0, self._cron)
+
+    def save(self) -> None:
+        """BGSAVE. A replica that has lost its position saves no replid."""
+        knows = self.stream is not None if self.is_primary else self.link_up or self.cached
+        replid, offset = (self.replid, self.offset) if knows else ("", 0)
+        self.site.disk.dump = Snapshot(list(self.data), replid, offset)
+
+    def shut_down(self) -> None:
+        """SHUTDOWN: saves what its configuration says."""
+        if not self.loading and self.site.disk.mode == "rdb":
+            self.save()
+        self._exit(0)
+
+    def kill(self) -> None:
+        """SIGKILL, to the whole process group."""
+        if self.process.alive:
+            if self.site.disk.mode == "aof":
+                self.site.disk.aof = list(self.site.disk.aof)
+                self.site.disk.lose_tail(self.world.rng)
+            self._exit(-9)
+
+    def _exit(self, status: int) -> None:
+        self.process.kill()
+        self.status = status
+        if self.site.redis is self:
+            self.site.redis = None
+        self.watcher.died(self)
+        for hook in self.on_exit:
+            hook(self)
+        for conn in list(self.clients):
+            self.close_client(conn)
+        self.drop_replicas()
+        self.close_uplink()
+        self.watcher.changed(self)
+
+    # -- what others ask --------------------------------------------------------------------------------------------
+
+    @property
+    def paused(self) -> bool:
+        return self.world.now < self.paused_until
+
+    @property
+    def fenced(self) -> bool:
+        return self.min_replicas > 0 and self.good < self.min_replicas
+
+    @property
+    def writable(self) -> bool:
+        """A client's write would be executed. A stopped process counts: it may be continued at any time."""
+        return self.process.alive and self.is_primary and not self.loading and not self.fenced and not self.paused
+
+    def info(self) -> RedisInfo:
+        replica_offset = None
+        if not self.is_primary:
+            replica_offset = self.offset if self.link_up or self.cached else 1
+        return RedisInfo(
+            run_id=self.run_id,
+            version="7.0.15",
+            is_primary=self.is_primary,
+            replid=self.replid,
+            replid2=self.replid2 or "0" * 40,
+            second_offset_bytes=self.second + 1 if self.replid2 else -1,
+            offset_bytes=self.offset,
+            replica_offset_bytes=replica_offset,
+            primary=None if self.is_primary else self.primary_address,
+            link_up=self.link_up,
+            syncing=self.syncing,
+            loading=self.loading,
+            keys=len(self.data),
+            backlog=self.stream is not None,
+            replicas=tuple(
+                ReplicaLink(address=link.replica.site.address, online=link.online, offset_bytes=link.acked)
+                for link in self.links
+            ),
+        )
+
+    # -- roles ------------------------------------------------------------------------------------------------------
+
+    def _may_change_role(self) -> None:
+        if self.loading:
+            raise Refused("LOADING Redis is loading the dataset in memory")
+
+    def fence(self) -> None:
+        self.min_replicas = FENCE
+        self.watcher.changed(self)
+
+    def lift_fence(self, at_least: int) -> None:
+        self.min_replicas = at_least
+        self.watcher.changed(self)
+
+    def replicaof(self, address: Address) -> None:
+        """REPLICAOF host port."""
+        self._may_change_role()
+        if not self.is_primary and self.primary_address == address:
+            return  # already connected, or connecting, to it
+        was_primary, self.is_primary = self.is_primary, False
+        self.close_uplink()
+        self.primary_address = address
+        self.cached = self.cached or was_primary
+        for waiting in self._waiting[:]:  # -UNBLOCKED, and the connection is closed
+            self.close_client(waiting.conn)
+        self.watcher.changed(self)
+        self.process.after(self.world.uniform(0.0001, 0.001), self._connect)
+
+    def replicaof_no_one(self) -> None:
+        self._may_change_role()
+        if self.is_primary:
+            return
+        self.close_uplink()
+        self.is_primary, self.cached, self.primary_address = True, False, None
+        self.replid2, self.second, self.replid = self.replid, self.offset, self.new_replid()
+        self.drop_replicas()
+        self.watcher.changed(self)
+
+    def make_backlog(self) -> None:
+        """A ``PSYNC ? -1`` that is closed at once: without a backlog it makes one, and a new replid."""
+        if self.is_primary and self.stream is None:
+            self.replid, self.replid2, self.second = self.new_replid(), "", -1
+            self.make_stream()
+
+    def pause_writes(self, for_s: float) -> None:
+        self.paused_until = max(self.paused_until, self.world.now + for_s)
+        self.watcher.changed(self)
+        self.process.after(for_s, self._pause_over)
+
+    def unpause(self) -> None:
+        self.paused_until = 0.0
+        self._pause_over()
+
+    def _pause_over(self) -> None:
+        if not self.paused:
+            self.watcher.changed(self)
+            while self._postponed and not self.paused:
+                self._execute(*self._postponed.popleft())
+
+    # -- clients ----------------------------------------------------------------------------------------------------
+
+    def accept(self, conn: RedisConn) -> None:
+        self.clients[conn] = None
+
+    def close_client(self, conn: RedisConn) -> None:
+        """The server closes the connection; what the client waits for has no answer."""
+        if conn.open:
+            conn.open = False
+            self.clients.pop(conn, None)
+            self._waiting = [waiting for waiting in self._waiting if waiting.conn is not conn]
+            conn.down.send(conn.client.on_closed, conn)
+
+    def client_gone(self, conn: RedisConn) -> None:
+        conn.open = False
+        self.clients.pop(conn, None)
+        self._waiting = [waiting for waiting in self._waiting if waiting.conn is not conn]
+
+    def kill_clients(self) -> None:
+        """CLIENT KILL TYPE normal and pubsub; the agent's own connections are spared."""
+        for conn in list(self.clients):
+            self.close_client(conn)
+
+    def write(self, conn: RedisConn, write_id: int) -> None:
+        if conn.open:
+            self._execute(conn, write_id)
+
+    def _execute(self, conn: RedisConn, write_id: int) -> None:
+        if not conn.open:
+            return
+        if self.is_primary and self.fenced:
+            reply = "NOREPLICAS"
+        elif not self.is_primary:
+            reply = "READONLY"
+        elif self.loading:
+            reply = "LOADING"
+        elif self.paused:
+            self._postponed.append((conn, write_id))
+            return
+        else:
+            self.append(write_id, WRITE_BYTES)
+            conn.woff, conn.wrote_in = self.offset, self.replid
+            self.watcher.wrote(self, write_id)
+            reply = "OK"
+        conn.down.send(conn.client.on_reply, conn, (reply, write_id))
+
+    def wait(self, conn: RedisConn, number: int, timeout_s: float) -> None:
+        """WAIT, with a ROLE in the same round trip: (count, addresses that have the client's last write)."""
+        if not conn.open:
+            return
+        if not self.is_primary:
+            conn.down.send(conn.client.on_reply, conn, ("READONLY", 0))
+            return
+        waiting = _Waiting(conn, number)
+        if not self._answer_wait(waiting):
+            self._waiting.append(waiting)
+            self.process.after(timeout_s, self._wait_over, waiting)
+            if not self.paused:
+                self.ask_for_acks()
+
+    def _answer_wait(self, waiting: _Waiting, *, late: bool = False) -> bool:
+        holders = [link for link in self.links if link.online and link.acked >= waiting.woff]
+        if len(holders) < waiting.number and not late:
+            return False
+        self.watcher.waited(self, waiting.conn, len(holders))
+        addresses = tuple(sorted({link.replica.site.address for link in holders}))
+        waiting.conn.down.send(waiting.conn.client.on_reply, waiting.conn, ("WAITED", len(holders), addresses))
+        return True
+
+    def acknowledged(self) -> None:
+        if self._waiting:
+            self._waiting = [waiting for waiting in self._waiting if not self._answer_wait(waiting)]
+
+    def _wait_over(self, waiting: _Waiting) -> None:
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+            self._answer_wait(waiting, late=True)
+
+
+__all__ = ["FENCE", "MAX_LAG_S", "Refused", "SimRedis", "Watcher"]

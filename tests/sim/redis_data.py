@@ -1,0 +1,158 @@
+"""What a simulated Redis holds: its data set, the stream that it replicates, what is on its disk, its connections."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from redis_agent.replication import Address
+from tests.sim.world import Network, Pipe
+
+if TYPE_CHECKING:
+    from tests.sim.redis import SimRedis
+
+PING = 0
+GETACK = -1
+"""Entries of the stream that are not writes. A write is a positive number, unique in a run."""
+
+WRITE_BYTES = 40
+PING_BYTES = 14
+GETACK_BYTES = 37
+
+FENCE = 1_000_000
+"""min-replicas-to-write of a fenced server."""
+
+MAX_LAG_S = 10.0
+"""min-replicas-max-lag."""
+
+REPL_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An RDB file. ``replid`` is empty where Redis did not save one."""
+
+    data: list[int]
+    replid: str
+    offset: int
+
+
+@dataclass(slots=True)
+class Disk:
+    """A data directory. ``mode``: none (no saves, but a full resync leaves its file), rdb, or aof."""
+
+    mode: str = "none"
+    dump: Snapshot | None = None
+    aof: list[int] = field(default_factory=list)
+
+    def wipe(self) -> None:
+        self.dump = None
+        self.aof = []
+
+    def lose_tail(self, rng: Random) -> None:
+        """What a crash takes from the end of the AOF: mostly nothing."""
+        if self.aof and rng.random() < 0.3:
+            self.aof = self.aof[: len(self.aof) - rng.randrange(0, min(len(self.aof), 4) + 1)]
+
+
+class Stream:
+    """The replication backlog: entries with their end offsets, from ``start`` (exclusive) on.
+
+    Beside each entry stands how many writes the data set held after it, so that a place in the stream can be compared
+    with a replica's data set.
+    """
+
+    __slots__ = ("ends", "ids", "limit", "sizes", "start", "start_size")
+
+    def __init__(self, start: int, size: int, limit: int) -> None:
+        self.start = start
+        self.start_size = size
+        self.limit = limit
+        self.ends: list[int] = []
+        self.ids: list[int] = []
+        self.sizes: list[int] = []
+
+    def append(self, end: int, entry: int, size: int) -> None:
+        self.ends.append(end)
+        self.ids.append(entry)
+        self.sizes.append(size)
+        if len(self.ends) > 2 * self.limit:
+            cut = self.limit
+            self.start, self.start_size = self.ends[cut - 1], self.sizes[cut - 1]
+            del self.ends[:cut], self.ids[:cut], self.sizes[:cut]
+
+    def after(self, offset: int) -> tuple[list[int], list[int]]:
+        first = bisect_right(self.ends, offset)
+        return self.ends[first:], self.ids[first:]
+
+    def size_at(self, offset: int) -> int | None:
+        """How many writes the data set held at this offset; None if it falls within an entry."""
+        if offset == self.start:
+            return self.start_size
+        index = bisect_left(self.ends, offset)
+        return self.sizes[index] if index < len(self.ends) and self.ends[index] == offset else None
+
+
+class ReplLink:
+    """One replication connection, as both ends see it."""
+
+    __slots__ = (
+        "ack_time",
+        "acked",
+        "busy",
+        "down",
+        "heard_at",
+        "online",
+        "primary",
+        "primary_open",
+        "replica",
+        "replica_open",
+        "sent",
+        "streaming",
+        "up",
+    )
+
+    def __init__(self, net: Network, replica: SimRedis, primary: SimRedis) -> None:
+        self.replica = replica
+        self.primary = primary
+        self.up = Pipe(net, replica.host, primary.host)
+        self.down = Pipe(net, primary.host, replica.host)
+        self.primary_open = False  # accepted by the primary, and not closed since
+        self.replica_open = True
+        self.online = False
+        self.streaming = False
+        self.busy = False
+        self.sent = 0
+        self.acked = 0
+        self.ack_time = 0.0
+        self.heard_at = 0.0
+
+
+class RedisConn:
+    """A client's connection. ``client`` has on_reply(conn, reply) and on_closed(conn)."""
+
+    __slots__ = ("client", "down", "open", "redis", "up", "woff", "wrote_in")
+
+    def __init__(self, net: Network, host: str, redis: SimRedis, client: Any) -> None:
+        self.client = client
+        self.redis = redis
+        self.up = Pipe(net, host, redis.host)
+        self.down = Pipe(net, redis.host, host)
+        self.open = True  # the server's end
+        self.woff = 0
+        self.wrote_in = ""  # the replid that its last write was executed under
+
+
+@dataclass(slots=True)
+class Site:
+    """Where a Redis lives: its host, address and disk, and the process that runs there now."""
+
+    name: str
+    address: Address
+    disk: Disk
+    redis: SimRedis | None = None
+
+
+Sites = dict[Address, Site]

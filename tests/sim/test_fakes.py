@@ -1,0 +1,155 @@
+"""The simulated world and ZooKeeper: what they promise beyond the ZooKeeper contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from redis_agent.messages import Create, OpenSession, Put, Read, ReadDone, SessionDown, SessionExpired, SessionUp
+from tests.sim.process import Process
+from tests.sim.world import Network, Pipe, World
+from tests.sim.zk_client import ZkClient
+from tests.sim.zookeeper import Ensemble
+
+# --- the world ----------------------------------------------------------------------------------------------------
+
+
+def test_a_cut_holds_messages_back_in_order() -> None:
+    """What is sent over a cut arrives after it is healed, in order, and overlapping cuts heal one by one."""
+    world = World(1)
+    net = Network(world)
+    pipe = Pipe(net, "a", "b")
+    heard: list[int] = []
+    first, second = net.cut([("a", "b")]), net.cut([("a", "b")])
+    for number in range(5):
+        pipe.send(heard.append, number)
+    world.run(world.now + 1)
+    net.heal(first)
+    world.run(world.now + 1)
+    assert heard == []
+    net.heal(second)
+    world.run(world.now + 1)
+    assert heard == [0, 1, 2, 3, 4]
+
+
+def test_a_stopped_process_does_everything_later_and_a_dead_one_nothing() -> None:
+    """SIGSTOP delays, SIGKILL drops."""
+    world = World(1)
+    process = Process(world, "p", "a")
+    heard: list[str] = []
+    process.stop()
+    process.run(heard.append, "waits")
+    process.after(1.0, heard.append, "timer")
+    world.run(world.now + 5)
+    assert heard == []
+    process.cont()
+    assert heard == ["waits", "timer"]
+    process.kill()
+    process.run(heard.append, "never")
+    assert heard == ["waits", "timer"]
+
+
+# --- ZooKeeper ----------------------------------------------------------------------------------------------------
+
+
+class Session:
+    """A simulated adapter with what it has posted."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self.world = World(seed)
+        self.net = Network(self.world)
+        self.ensemble = Ensemble(self.world, self.net)
+        self.heard: list[Any] = []
+        self.process = Process(self.world, "agent", "a")
+        self.client = ZkClient(self.net, self.ensemble, self.process, OpenSession(1), 6.0, self.heard.append)
+        self.until(lambda: bool(self.of(SessionUp)))
+        (self.up,) = self.of(SessionUp)
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [event for event in self.heard if isinstance(event, kind)]
+
+    def until(self, condition: Callable[[], bool], limit_s: float = 60.0) -> float:
+        began = self.world.now
+        assert condition() or self.world.run(began + limit_s, condition)
+        return self.world.now - began
+
+    def cut(self) -> tuple[tuple[str, str], ...]:
+        names = self.ensemble.names
+        return self.net.cut([(name, "a") for name in names] + [("a", name) for name in names])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_session_ends_after_its_timeout_and_its_client_hears_of_it_after_reconnecting(seed: int) -> None:
+    """Never early, at most a timeout and two ticks after the last sign of life; SessionDown long before the news."""
+    session = Session(seed)
+    session.world.run(session.world.now + session.world.uniform(0.0, 10.0))
+    cut = session.cut()
+    gone_after_s = session.until(lambda: not session.ensemble.sessions)
+    assert 6.0 - 6.0 / 3 <= gone_after_s <= 6.0 + 2.0 + 1.0
+    session.world.run(session.world.now + 30.0)
+    assert session.of(SessionDown)
+    assert not session.of(SessionExpired)
+    session.net.heal(cut)
+    session.until(lambda: bool(session.of(SessionExpired)), 1.0)
+    assert len(session.of(SessionUp)) == 1
+
+
+def test_a_session_survives_a_cut_below_its_timeout() -> None:
+    """Cut off for less than the timeout: the same session again."""
+    session = Session()
+    cut = session.cut()
+    session.world.run(session.world.now + 3.5)
+    session.net.heal(cut)
+    session.until(lambda: len(session.of(SessionUp)) == 2 or not session.of(SessionDown), 5.0)
+    assert all(up.zk_session_id == session.up.zk_session_id for up in session.of(SessionUp))
+
+
+def test_a_touch_that_was_not_relayed_does_not_prolong_the_session() -> None:
+    """A server that dies between a client's sign of life and its next relay takes it to the grave."""
+    session = Session()
+    assert session.client.conn is not None
+    server = session.client.conn.server
+    assert server is not session.ensemble.servers[0]
+    zk_session = session.ensemble.sessions[session.up.zk_session_id]
+    session.world.run(session.world.now + 20.0)
+    before = zk_session.expires_at
+    server.on_ping(session.client.conn)
+    server.crash()
+    assert zk_session.expires_at == before
+
+
+def test_an_unsynced_read_may_be_stale_and_a_synced_one_is_not() -> None:
+    """A server that is cut off from the leader answers reads with what it has; sync waits for the leader."""
+    session = Session()
+    assert session.client.conn is not None
+    server = session.client.conn.server
+    server.cut_off()
+    session.ensemble.decide(None, (Create("/x", b"new"),), "test")
+    session.client.execute(Read(1, 1, ("/x",), sync=False))
+    session.client.execute(Read(1, 2, ("/x",), sync=True))
+    session.world.run(session.world.now + 1.0)
+    (stale,) = session.of(ReadDone)
+    assert stale.paths == {"/x": None}
+    server.rejoin()
+    session.world.run(session.world.now + 1.0)
+    assert session.of(ReadDone)[1].paths["/x"].data == b"new"
+
+
+def test_a_tree_is_not_read_at_one_moment() -> None:
+    """The data of a tree's children are read later than their names: another client's change may come between."""
+    session = Session()
+    session.ensemble.decide(None, (Create("/t", b""), Create("/t/x", b"old")), "test")
+    session.world.run(session.world.now + 1.0)
+    seen = set()
+    for request in range(1, 200):
+        session.client.execute(Read(1, request, lists=(), trees=("/t",), sync=False))
+        session.world.after(
+            session.world.uniform(0.0, 0.002), session.ensemble.decide, None, (Put("/t/x", b"new"),), "t"
+        )
+        session.world.run(session.world.now + 1.0)
+        seen.add(session.of(ReadDone)[-1].trees["/t"]["x"].data)
+        session.ensemble.decide(None, (Put("/t/x", b"old"),), "test")
+        session.world.run(session.world.now + 1.0)
+    assert seen == {b"old", b"new"}

@@ -1,0 +1,370 @@
+"""Directed scenarios: the cases in which the protocol broke before it had its rules, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from redis_agent.znodes import decode_ballot, decode_ledger, decode_presence
+from tests.sim.agent import Member
+from tests.sim.cluster import Cluster, Shape
+from tests.sim.redis import SimRedis
+from tests.sim.redis_data import RedisConn
+
+Begin = Callable[..., Cluster]
+
+
+@pytest.fixture
+def begin() -> Iterator[Begin]:
+    """A cluster whose first leader serves and whose members are in sync. A failure shows the transcript."""
+    made: list[Cluster] = []
+
+    def make(seed: int = 1, **shape: object) -> Cluster:
+        cluster = Cluster(seed, Shape(**shape), trace=True)  # type: ignore[arg-type]
+        made.append(cluster)
+        cluster.start()
+        cluster.until("the first leader serves", cluster.in_sync)
+        return cluster
+
+    yield make
+    for cluster in made:
+        print("\n".join(cluster.world.lines[-400:]))
+
+
+class App:
+    """An application under the test's control, with one connection."""
+
+    def __init__(self, cluster: Cluster, member: Member, host: str = "app") -> None:
+        self.cluster = cluster
+        self.name = host
+        self.redis = server(member)
+        self.conn = RedisConn(cluster.net, host, self.redis, self)
+        self.replies: list[tuple[object, ...]] = []
+        self.closed = False
+        self.redis.accept(self.conn)
+
+    def on_reply(self, conn: RedisConn, reply: tuple[object, ...]) -> None:
+        del conn
+        self.replies.append(reply)
+
+    def on_closed(self, conn: RedisConn) -> None:
+        del conn
+        self.closed = True
+
+    def write(self) -> int:
+        """Write, and have the answer OK."""
+        number = self.send()
+        self.cluster.until("the write is answered", lambda: bool(self.replies), 1.0)
+        assert self.replies.pop() == ("OK", number)
+        return number
+
+    def send(self) -> int:
+        number = self.cluster.new_write()
+        self.redis.process.run(self.redis.write, self.conn, number)
+        return number
+
+    def confirm(self) -> int:
+        """Write, and have it confirmed by WAIT."""
+        number = self.write()
+        self.redis.wait(self.conn, self.cluster.wait, 1.0)
+        self.cluster.until("WAIT is answered", lambda: bool(self.replies), 2.0)
+        kind, count, *_ = self.replies.pop()
+        assert kind == "WAITED"
+        assert isinstance(count, int)
+        assert count >= self.cluster.wait
+        self.cluster.checker.confirm(number)
+        return number
+
+
+def server(member: Member) -> SimRedis:
+    assert member.site.redis is not None
+    return member.site.redis
+
+
+def roles(cluster: Cluster) -> tuple[Member, Member, Member]:
+    """The serving leader and the two others of three."""
+    leader = cluster.serving()
+    assert leader is not None
+    one, other = cluster.others(leader)
+    return leader, one, other
+
+
+def epoch(cluster: Cluster) -> int:
+    return decode_ledger(cluster.ensemble.tree.nodes[cluster.paths.epoch].data).epoch
+
+
+def has_ballot(cluster: Cluster, member: Member, round_: int) -> bool:
+    node = cluster.ensemble.tree.nodes.get(cluster.paths.ballot(round_, member.name))
+    return node is not None and decode_ballot(node.data).up
+
+
+def reason(cluster: Cluster, member: Member) -> str:
+    """What the member's presence says about why it is not serving."""
+    node = cluster.ensemble.tree.nodes.get(cluster.paths.presence(member.name))
+    return decode_presence(node.data).reason if node is not None else ""
+
+
+def another_serves(cluster: Cluster, than: Member) -> Callable[[], bool]:
+    return lambda: cluster.serving() not in (None, than)
+
+
+# --- B4 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_diverged_leader_with_a_larger_offset_never_wins(begin: Begin, seed: int) -> None:
+    """# case B4: an old leader wrote on alone and is far ahead in bytes, but of an older epoch."""
+    cluster = begin(seed)
+    old, one, other = roles(cluster)
+    alone = cluster.cut_redis(old.name)
+    app = App(cluster, old)
+    for _ in range(50):
+        app.write()
+    without_zookeeper = cluster.cut_zookeeper(old.name)
+    cluster.until("another leads", another_serves(cluster, old))
+    new = cluster.serving()
+    assert new is not None
+    rest = other if new is one else one
+    cluster.until("the third follows it", lambda: server(rest).replid == server(new).replid)
+    confirmed = App(cluster, new).confirm()
+    assert server(old).offset > server(rest).offset
+    cluster.net.heal(without_zookeeper)  # it can vote, but not resync
+    cluster.run(1.0)
+    server(new).kill()
+    cluster.until("the round after it is decided", lambda: epoch(cluster) == 3)
+    cluster.net.heal(alone)
+    cluster.until("all are in sync", cluster.in_sync)
+    assert cluster.checker.served.get(3) == rest.name
+    assert confirmed in server(old).data
+    assert set(server(old).data) == {confirmed}
+
+
+# --- B5 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_ballot_that_is_ahead_is_not_outwaited(begin: Begin, seed: int) -> None:
+    """# case B5: the better candidate votes and is not heard of again; the other one does not take its place."""
+    cluster = begin(seed)
+    leader, better, behind = roles(cluster)
+    cluster.cut_redis(behind.name)
+    cluster.run(15.0)  # the leader has seen the loss, and confirms with the other one alone
+    confirmed = App(cluster, leader).confirm()
+    leader.kill()
+    cluster.until("the better one has voted", lambda: has_ballot(cluster, better, 2))
+    cut = cluster.cut_zookeeper(better.name)
+    cluster.run(40.0)
+    assert cluster.leader() is None or cluster.leader().name == better.name  # type: ignore[union-attr]
+    assert cluster.serving() is None
+    assert reason(cluster, behind), "it does not say why nobody leads"
+    cluster.net.heal(cut)
+    cluster.net.heal_all()
+    cluster.until("the better one leads", lambda: cluster.serving() is better)
+    assert confirmed in server(better).data
+
+
+def test_without_enough_ballots_nobody_leads(begin: Begin) -> None:
+    """# case B5: one of three is left; it is intact and has everything, and still it must not lead."""
+    cluster = begin()
+    leader, one, other = roles(cluster)
+    other.kill()
+    leader.kill()
+    cluster.run(40.0)
+    assert cluster.serving() is None
+    assert epoch(cluster) == 1
+    assert reason(cluster, one)
+    other.start()
+    leader.start()
+    cluster.until("all are back", cluster.in_sync)
+
+
+# --- B6 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_member_that_restarted_does_not_count(begin: Begin, seed: int) -> None:
+    """# case B6: two of three are alive, but one of them has restarted since it was in sync: no quorum.
+
+    With the third one back all have voted, and the best leads.
+    """
+    cluster = begin(seed)
+    leader, holder, restarted = roles(cluster)
+    cut = cluster.cut_redis(restarted.name)
+    cluster.run(15.0)
+    server(restarted).kill()
+    cluster.until("it restarts", lambda: restarted.site.redis is not None)
+    confirmed = App(cluster, leader).confirm()
+    leader.kill()
+    cluster.until("both have voted", lambda: all(has_ballot(cluster, each, 2) for each in (holder, restarted)))
+    cluster.net.heal(cut)
+    cluster.run(30.0)
+    assert cluster.serving() is None
+    assert epoch(cluster) == 1
+    leader.start()
+    cluster.until("all are in sync", cluster.in_sync)
+    assert cluster.serving() is holder
+    assert confirmed in server(leader).data
+
+
+# --- B10 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("disk", ["aof", "rdb"])
+@pytest.mark.parametrize("seed", range(6))
+def test_after_a_power_loss_the_furthest_data_lead(begin: Begin, seed: int, disk: str) -> None:
+    """# case B10: all die at once and come back in any order, one at a time or together."""
+    cluster = begin(seed, disks=(disk,))
+    leader, near, far = roles(cluster)
+    app = App(cluster, leader)
+    app.confirm()
+    cluster.run(6.0)  # their state files tell as much
+    cluster.cut_redis(far.name)
+    cluster.run(12.0)
+    confirmed = [app.confirm() for _ in range(5)]
+    cluster.run(12.0)
+    for member in cluster.members.values():
+        if disk == "rdb":
+            server(member).save()
+        kept = list(member.site.disk.aof)
+        member.kill()
+        member.site.disk.aof = kept
+    cluster.net.heal_all()
+    order = list(cluster.members.values())
+    cluster.world.rng.shuffle(order)
+    for member in order:
+        member.start()
+        cluster.run(cluster.world.rng.choice((0.0, 1.0, 10.0)))
+    cluster.until("all are in sync", cluster.in_sync, 120.0)
+    assert cluster.serving() in (leader, near)
+    for member in order:
+        assert set(confirmed) <= set(server(member).data)
+
+
+# --- B13 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_new_replid_without_its_data_is_not_ahead(begin: Begin, seed: int) -> None:
+    """# case B13: a replica says +CONTINUE's replid and has an old offset; the old leader has the confirmed write."""
+    cluster = begin(seed)
+    old, new, behind = roles(cluster)
+    cluster.cut_redis(behind.name)
+    cluster.run(15.0)
+    confirmed = App(cluster, old).confirm()
+    without_zookeeper = cluster.cut_zookeeper(old.name)
+    cluster.net.heal_all()
+    cluster.net.heal(without_zookeeper)
+    without_zookeeper = cluster.cut_zookeeper(old.name)
+    back = cluster.cut_redis(behind.name)
+    cluster.until("the one that has it leads", lambda: cluster.serving() is new)
+    assert server(behind).offset < server(new).offset
+
+    def continued() -> bool:
+        return server(behind).replid == server(new).replid
+
+    cluster.net.heal(back)
+    if cluster.world.run(cluster.world.now + 10.0, continued):
+        cluster.cut_redis(behind.name)
+    half = server(behind)
+    taken_without_data = confirmed not in half.data and half.replid == server(new).replid
+    new.kill()
+    cluster.run(1.0)
+    cluster.net.heal(without_zookeeper)
+    cluster.net.heal_all()
+    new.start()
+    cluster.until("all are in sync", cluster.in_sync, 90.0)
+    assert taken_without_data
+    for member in cluster.members.values():
+        assert confirmed in server(member).data
+
+
+def test_a_leader_whose_replid_changes_fences(begin: Begin) -> None:
+    """# case B13: what its replicas would confirm no longer belongs to the published history."""
+    cluster = begin()
+    leader, _, _ = roles(cluster)
+    redis = server(leader)
+    redis.replid = redis.new_replid()
+    cluster.until("it is fenced", lambda: not redis.writable, 5.0)
+    cluster.until("somebody serves with a replid of the ledger", cluster.in_sync)
+
+
+# --- B14 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_promoted_twice_and_never_served_it_still_has_a_position(begin: Begin, seed: int) -> None:
+    """# case B14: the only living holder of a confirmed write is stopped twice between promotion and serving."""
+    cluster = begin(seed)
+    leader, holder, behind = roles(cluster)
+    cluster.cut_redis(behind.name)
+    cluster.run(15.0)
+    confirmed = App(cluster, leader).confirm()
+    leader.kill()
+    leader.site.disk.wipe()
+    for attempt in (2, 3):
+        cluster.until("it is promoted", lambda: holder.site.redis is not None and holder.site.redis.is_primary)
+        assert epoch(cluster) == attempt
+        cut = cluster.cut_zookeeper(holder.name)
+        cluster.until("it is no longer", lambda: not server(holder).is_primary or cluster.leader() is None, 30.0)
+        cluster.run(8.0)
+        assert cluster.serving() is None
+        assert confirmed in server(holder).data
+        cluster.net.heal(cut)
+    cluster.net.heal_all()
+    cluster.until("it serves at last", lambda: cluster.serving() is holder)
+    leader.start()
+    cluster.until("all are in sync", cluster.in_sync)
+    for member in cluster.members.values():
+        assert confirmed in server(member).data
+
+
+# --- B15 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_wait_on_a_kept_connection_confirms_nothing_in_a_later_epoch(begin: Begin, seed: int) -> None:
+    """# case B15: the same member leads again with the write in its data; whoever wrote it has lost the connection."""
+    cluster = begin(seed)
+    leader, _, _ = roles(cluster)
+    app = App(cluster, leader)
+    cut = cluster.cut_redis(leader.name)
+    app.write()  # nobody else has it
+    cluster.delete_leader()
+    cluster.until("the old leader is frozen", lambda: not server(leader).is_primary)
+    cluster.net.heal(cut)
+    cluster.until("a later epoch serves", lambda: cluster.in_sync() and epoch(cluster) > 1)
+    app.redis.wait(app.conn, 1, 1.0)
+    cluster.run(2.0)
+    assert app.closed
+    assert app.replies == []
+
+
+# --- C5 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_partitioned_leader_and_clients_on_both_sides(begin: Begin, seed: int) -> None:
+    """# case C5: never two writers (the checker looks after every event), and nothing confirmed is lost."""
+    cluster = begin(seed, members=(3, 5)[seed % 2], pace_s=0.02)
+    cluster.start_clients()
+    cluster.run(2.0)
+    for _ in range(3):
+        leader = cluster.serving()
+        assert leader is not None
+        inside = [leader.name, cluster.clients[0].name]
+        outside = [name for name in cluster.members if name != leader.name]
+        outside += [client.name for client in cluster.clients[1:]] + list(cluster.ensemble.names)
+        cut = cluster.net.cut([link for a in inside for b in outside for link in ((a, b), (b, a))])
+        cluster.until("the other side has a leader", another_serves(cluster, leader))
+        cluster.run(3.0)
+        assert not server(leader).writable
+        before = len(cluster.checker.confirmed)
+        cluster.run(3.0)
+        assert len(cluster.checker.confirmed) > before, "the majority confirms writes"
+        cluster.net.heal(cut)
+        cluster.until("the old leader follows", cluster.all_follow)
+    cluster.stop_clients()
+    cluster.until("all are in sync", cluster.in_sync)
+    for member in cluster.members.values():
+        assert set(cluster.checker.confirmed) <= set(server(member).data)

@@ -1,0 +1,179 @@
+"""Virtual time, and a network that delays, holds back and never reorders within one connection.
+
+Everything that happens is an entry of one heap, ordered by time and then by the order in which it was scheduled, and
+every choice is drawn from one ``random.Random``: the same seed gives the same run, event by event.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Link = tuple[str, str]
+"""(from host, to host)."""
+
+
+def both(ones: Iterable[str], others: Iterable[str]) -> list[Link]:
+    """Both directions between any of these and any of those."""
+    there = list(others)
+    return [link for one in ones for other in there for link in ((one, other), (other, one))]
+
+
+class Violation(Exception):
+    """An invariant does not hold. ``rule`` is its short name, the rest is for people."""
+
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(f"{rule}: {detail}")
+        self.rule = rule
+        self.detail = detail
+
+
+class Timer:
+    """Something that will happen, unless it is cancelled."""
+
+    __slots__ = ("args", "fn", "seq", "when")
+
+    def __init__(self, when: float, seq: int, fn: Callable[..., Any] | None, args: tuple[Any, ...]) -> None:
+        self.when = when
+        self.seq = seq
+        self.fn = fn
+        self.args = args
+
+    def cancel(self) -> None:
+        self.fn = None
+        self.args = ()
+
+
+class World:
+    """The clock (CLOCK_BOOTTIME, in seconds), the heap of what will happen, the dice, and the transcript."""
+
+    def __init__(self, seed: int, *, trace: bool = False) -> None:
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.now = 100.0
+        self.events = 0
+        self.tracing = trace
+        self.lines: list[str] = []
+        self._heap: list[tuple[float, int, Timer]] = []
+        self._seq = 0
+
+    def at(self, when: float, fn: Callable[..., Any], *args: Any) -> Timer:
+        """Call ``fn(*args)`` at ``when``, or at once (as an event of its own) if that has passed."""
+        when = max(when, self.now)
+        self._seq += 1
+        timer = Timer(when, self._seq, fn, args)
+        heapq.heappush(self._heap, (when, self._seq, timer))
+        return timer
+
+    def after(self, delay_s: float, fn: Callable[..., Any], *args: Any) -> Timer:
+        return self.at(self.now + delay_s, fn, *args)
+
+    def run(self, until: float, stop: Callable[[], bool] | None = None) -> bool:
+        """Let things happen until the time ``until``, or until ``stop()`` holds (then True is returned)."""
+        heap = self._heap
+        while heap and heap[0][0] <= until:
+            when, _, timer = heapq.heappop(heap)
+            fn = timer.fn
+            if fn is None:
+                continue
+            self.now = when
+            self.events += 1
+            fn(*timer.args)
+            if stop is not None and stop():
+                return True
+        self.now = max(self.now, until)
+        return False
+
+    def chance(self, probability: float) -> bool:
+        return self.rng.random() < probability
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * self.rng.random()
+
+    def log(self, who: str, text: str) -> None:
+        """One line of the transcript. Callers look at ``tracing`` first: formatting costs more than simulating."""
+        self.lines.append(f"{self.now:11.5f}  {who:<8} {text}")
+
+
+class Network:
+    """Who reaches whom, one direction at a time, and how long a message takes.
+
+    A cut holds messages back, as TCP retransmits: they arrive once the cut is healed, if anybody still listens on
+    that connection. Connections are not broken by a cut: both ends must find out by themselves.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.cuts: dict[Link, int] = {}
+        self.slow: dict[str, float] = {}
+        self._held: dict[Link, list[tuple[Pipe, Callable[..., Any], tuple[Any, ...]]]] = {}
+
+    def open(self, a: str, b: str) -> bool:
+        """Both directions work, as a TCP handshake needs."""
+        return a == b or ((a, b) not in self.cuts and (b, a) not in self.cuts)
+
+    def cut(self, links: Iterable[Link]) -> tuple[Link, ...]:
+        """Cut these directions; cuts count, so that overlapping ones heal independently. Returns them, for heal()."""
+        done = tuple(links)
+        for link in done:
+            self.cuts[link] = self.cuts.get(link, 0) + 1
+        return done
+
+    def heal(self, links: Iterable[Link]) -> None:
+        for link in links:
+            left = self.cuts.get(link, 0) - 1
+            if left > 0:
+                self.cuts[link] = left
+                continue
+            self.cuts.pop(link, None)
+            for pipe, fn, args in self._held.pop(link, []):
+                pipe.send(fn, *args)
+
+    def lose(self, host: str) -> None:
+        """What cuts hold back from and for this host never arrives."""
+        for link in list(self._held):
+            if host in link:
+                del self._held[link]
+
+    def heal_all(self) -> None:
+        self.slow.clear()
+        for link in list(self.cuts):
+            self.cuts[link] = 1
+            self.heal([link])
+
+    def delay(self, source: str, target: str) -> float:
+        """Of one message, in seconds: mostly a fraction of a millisecond, now and then much more."""
+        dice = self.world.rng.random()
+        delay_s = 0.00005 + 0.0004 * dice
+        if dice > 0.985:
+            delay_s *= 25.0
+        if self.slow and source != target:
+            delay_s *= self.slow.get(source, 1.0) * self.slow.get(target, 1.0)
+        return delay_s
+
+    def hold(self, link: Link, pipe: Pipe, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._held.setdefault(link, []).append((pipe, fn, args))
+
+
+class Pipe:
+    """One direction of one connection: first in, first out."""
+
+    __slots__ = ("_last", "link", "net")
+
+    def __init__(self, net: Network, source: str, target: str) -> None:
+        self.net = net
+        self.link: Link = (source, target)
+        self._last = 0.0
+
+    def send(self, fn: Callable[..., Any], *args: Any) -> None:
+        """``fn(*args)`` happens at the far end once the message is there."""
+        net = self.net
+        if net.cuts and self.link in net.cuts:
+            net.hold(self.link, self, fn, args)
+            return
+        when = net.world.now + net.delay(*self.link)
+        when = max(when, self._last)
+        self._last = when
+        net.world.at(when, fn, *args)
