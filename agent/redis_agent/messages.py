@@ -307,7 +307,7 @@ class Fence:
 
 @dataclass(frozen=True, slots=True)
 class LiftFence:
-    """Set min-replicas-to-write to the operator's own value, or ``at_least`` if that is more. Not after ``not_after``."""
+    """Set min-replicas-to-write to the operator's own value, or ``at_least`` if more. Not after ``not_after``."""
 
     incarnation: int
     request: int

@@ -185,7 +185,7 @@ class SimRedis(Replication):
             version="7.0.15",
             is_primary=self.is_primary,
             replid=self.replid,
-            replid2=self.replid2 or "0" * 40,
+            replid2=self.replid2,
             second_offset_bytes=self.second + 1 if self.replid2 else -1,
             offset_bytes=self.offset,
             replica_offset_bytes=replica_offset,

@@ -6,75 +6,141 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from redis_agent.messages import Command, Event, Log
+from redis_agent.messages import (
+    Check,
+    Command,
+    Commit,
+    Create,
+    Delete,
+    Ensure,
+    Event,
+    Log,
+    Op,
+    Put,
+    Read,
+    ReadDone,
+    SaveState,
+    Started,
+    StateSaved,
+    Znode,
+)
 from redis_agent.replication import RedisInfo
+from redis_agent.znodes import decode_ballot, decode_leader, decode_ledger
 
 if TYPE_CHECKING:
     from tests.sim.agent import Agent
     from tests.sim.world import World
 
 _HIDDEN = frozenset({"session", "incarnation", "limit_s", "sent_at", "request"})
-_LONG = 60
+_HIDDEN_IN_LOGS = frozenset({"clock", "epoch", "round"})
+_WIDTH = 20
 
 
 def step(world: World, agent: Agent, event: Event, commands: Iterable[Command]) -> None:
-    """``state < Event`` and, indented below, ``> Command`` for each order."""
-    world.log(agent.name, f"{state(agent):<22} < {describe(event)}")
-    for command in commands:
+    """``state < Event``, and below it ``> Command`` for each order."""
+    ordered = list(commands)
+    if isinstance(event, StateSaved) and not ordered:
+        return
+    world.log(agent.name, f"{agent.core.snapshot().state:<{_WIDTH}} < {describe(event)}")
+    for command in ordered:
         if isinstance(command, Log):
-            data = " ".join(f"{key}={_value(value)}" for key, value in command.fields)
-            world.log(agent.name, f"{'':<22}   [{command.level}] {command.event} {data}")
+            data = " ".join(f"{key}={_value(value)}" for key, value in command.fields if key not in _HIDDEN_IN_LOGS)
+            world.log(agent.name, f"{'':<{_WIDTH}}   [{command.level}] {command.event} {data}")
         else:
-            world.log(agent.name, f"{'':<22} > {describe(command)}")
-
-
-def state(agent: Agent) -> str:
-    """The core's state, as its snapshot has it, after the event."""
-    snapshot = agent.core.snapshot()
-    return str(getattr(snapshot, "state", "?"))
+            world.log(agent.name, f"{'':<{_WIDTH}} > {describe(command)}")
 
 
 def describe(message: Event | Command) -> str:
+    """A message in a line, without what a reader of a transcript need not know."""
+    number = getattr(message, "request", None)
+    name = f"{type(message).__name__}{'' if number is None else f'#{number}'}"
+    match message:
+        case Read():
+            return name
+        case ReadDone():
+            return f"{name} {_read(message)}"
+        case Commit():
+            return f"{name} [{message.label}] {' '.join(_op(op) for op in message.ops)}"
+        case Ensure():
+            return f"{name} {' '.join(path for path, _ in message.nodes)}"
+        case SaveState() | Started():
+            record = message.record
+            kept = [f"{f.name}={getattr(record, f.name)}" for f in fields(record) if getattr(record, f.name)]
+            return f"{name} {' '.join(kept)}"
     parts = [
         f"{field.name}={_value(getattr(message, field.name))}"
         for field in fields(message)
         if field.name not in _HIDDEN and getattr(message, field.name) not in ((), None, "", False)
     ]
-    number = getattr(message, "request", None)
-    return f"{type(message).__name__}{'' if number is None else f'#{number}'} {' '.join(parts)}".rstrip()
+    return f"{name} {' '.join(parts)}".rstrip()
+
+
+def _read(done: ReadDone) -> str:
+    """What matters of what was read: the ledger, the leader, the names in the trees."""
+    parts = [f"{_last(path)}={_znode(path, node)}" for path, node in done.paths.items()]
+    parts += [f"{_last(path)}=[{' '.join(sorted(names))}]" for path, names in done.lists.items()]
+    for path, tree in done.trees.items():
+        shown = [f"{name}{_ballot(node)}" if _last(path) == "ballots" else name for name, node in sorted(tree.items())]
+        parts.append(f"{_last(path)}=[{' '.join(shown)}]")
+    return " ".join(parts)
+
+
+def _znode(path: str, node: Znode | None) -> str:
+    if node is None:
+        return "none"
+    if _last(path) == "leader":
+        return _leader(node.data)
+    if _last(path) == "epoch":
+        return f"{decode_ledger(node.data).epoch}/v{node.version}"
+    return f"v{node.version}"
+
+
+def _leader(data: bytes) -> str:
+    leader = decode_leader(data)
+    return f"<{leader.name} {leader.phase} epoch={leader.epoch} {leader.replid[:6]}>"
+
+
+def _ballot(node: Znode) -> str:
+    ballot = decode_ballot(node.data)
+    if not ballot.up:
+        return "(down)"
+    flags = ("" if ballot.intact else " not intact") + (" abstains" if ballot.abstains else "")
+    return f"({ballot.replid[:6]}@{ballot.offset_bytes}{flags})"
+
+
+def _op(op: Op) -> str:
+    what = f"{type(op).__name__} {_last(op.path)}"
+    if isinstance(op, Check | Put | Delete) and op.version != -1:
+        what += f"/v{op.version}"
+    if isinstance(op, Create | Put) and _last(op.path) == "leader":
+        what += _leader(op.data)
+    elif isinstance(op, Create | Put) and "/ballots/" in op.path:
+        what += _ballot(Znode(op.data, 0, 0, 0, 0))
+    return f"({what})"
+
+
+def _last(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _value(value: Any) -> str:
     if isinstance(value, RedisInfo):
         return _info(value)
-    if isinstance(value, bytes):
-        return _short(value.decode(errors="replace"))
     if isinstance(value, float):
         return f"{value:.4f}"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key.rpartition('/')[2]}: {_value(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, frozenset):
-        return "{" + ", ".join(sorted(str(each) for each in value)) + "}"
     if isinstance(value, tuple):
         return "(" + ", ".join(_value(each) for each in value) + ")"
-    if hasattr(value, "__slots__") and hasattr(value, "__dataclass_fields__"):
-        inner = " ".join(f"{field.name}={_value(getattr(value, field.name))}" for field in fields(value))
-        return f"{type(value).__name__}({inner})"
-    return _short(str(value))
+    return getattr(value, "value", None) or str(value)
 
 
 def _info(info: RedisInfo) -> str:
     role = "primary" if info.is_primary else f"replica of {info.primary}"
     flags = [name for name in ("link_up", "syncing", "loading", "backlog") if getattr(info, name)]
-    behind = (
-        "" if info.replica_offset_bytes in (None, info.offset_bytes) else f" slave_repl={info.replica_offset_bytes}"
-    )
+    applied = info.replica_offset_bytes
+    behind = "" if applied in (None, info.offset_bytes) else f" applied={applied}"
+    second = f" ({info.replid2[:6]} before {info.second_offset_bytes})" if info.replid2 else ""
     links = "".join(f" <{link.address.host}:{link.offset_bytes}" for link in info.replicas)
     return (
-        f"[{role} {info.replid[:6]}@{info.offset_bytes}{behind} 2:{info.replid2[:6]}<{info.second_offset_bytes}"
-        f" keys={info.keys} {' '.join(flags)} run={info.run_id[:6]}{links}]"
+        f"[{role} {info.replid[:6]}@{info.offset_bytes}{behind}{second} keys={info.keys} {' '.join(flags)}"
+        f" run={info.run_id[:6]}{links}]"
     )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LONG else text[: _LONG - 1] + "…"

@@ -1,0 +1,377 @@
+"""``Core``: events in, commands out."""
+
+from __future__ import annotations
+
+from math import inf
+
+from redis_agent import machine
+from redis_agent.core.leaving import Leaving
+from redis_agent.core.settings import CoreSettings
+from redis_agent.core.snapshot import Snapshot
+from redis_agent.messages import (
+    CaughtUp,
+    Command,
+    CommitDone,
+    CommitRefused,
+    CommitUnknown,
+    Event,
+    Probed,
+    ProbeFailed,
+    ReadDone,
+    ReadFailed,
+    RedisDied,
+    RedisUp,
+    RemoteProbed,
+    RoleDone,
+    RoleFailed,
+    SessionClosed,
+    SessionDown,
+    SessionExpired,
+    SessionFailed,
+    SessionUp,
+    Started,
+    StateSaved,
+    StopRequested,
+    Tick,
+    WatchFired,
+)
+from redis_agent.replication import Position
+from redis_agent.znodes import LeaderPhase
+
+_ZK_EVENTS = (
+    SessionUp,
+    SessionDown,
+    SessionExpired,
+    SessionClosed,
+    SessionFailed,
+    WatchFired,
+    ReadDone,
+    ReadFailed,
+    CommitDone,
+    CommitRefused,
+    CommitUnknown,
+)
+_REDIS_EVENTS = (RedisUp, RedisDied, Probed, ProbeFailed, RoleDone, RoleFailed)
+
+
+class Core(Leaving):
+    """The agent's decisions, as a function of (state, event, now).
+
+    The caller's duties: deliver events one at a time, in the order in which each adapter posted them; execute the
+    commands in order, before the next event; call with ``Tick`` when ``next_deadline`` has come; never turn ``now``
+    back.
+    """
+
+    def __init__(self, settings: CoreSettings) -> None:
+        super().__init__(settings)
+
+    def step(self, event: Event, now: float) -> list[Command]:
+        """Hear ``event`` at ``now`` (CLOCK_BOOTTIME, seconds) and say what to do.
+
+        Raises:
+            Impossible: a trigger came that the table does not know here. The caller fences and exits.
+        """
+        self.now = max(now, self.now)
+        self.commands = []
+        # Deadlines first: what an event may do depends on whether the lease still holds.
+        self._run_timers()
+        self._hear(event)
+        self._consider()
+        self.send_read()
+        return self.commands
+
+    def next_deadline(self) -> float | None:
+        """When to call with ``Tick`` at the latest."""
+        first = min((*self.timers.values(), self.fence_due, self.lease_deadline))
+        return None if first == inf else first
+
+    def snapshot(self) -> Snapshot:
+        info, leader = self.redis.info, self.view.leader
+        return Snapshot(
+            name=self.settings.name,
+            state=self.state,
+            epoch=self.epoch,
+            round=self.round.number,
+            leader=leader.name if leader else "",
+            lease_until=self.lease.until,
+            connected=self.session.connected,
+            redis_up=self.redis.up,
+            run_id=self.redis.run_id,
+            role=("primary" if info.is_primary else "replica") if info else "",
+            replid=info.replid if info else "",
+            offset_bytes=info.offset_bytes if info else -1,
+            intact=self.redis.intact,
+            fence_lifted=self.redis.lifted,
+            restarts=self.restarts,
+            reason=self.reason or self.round.reason,
+        )
+
+    # --- timers -----------------------------------------------------------------------------------------------------
+
+    def _run_timers(self) -> None:
+        if self.now >= self.lease_deadline:
+            self.log("warning", "lease_ended", late_s=round(self.now - self.lease.until, 4))
+            self.fire("lease_ended")
+        if self.now >= self.fence_due:
+            self.kill_redis("the soft fence was not confirmed in time")
+        due = [name for name, at in self.timers.items() if at <= self.now]
+        for name in due:
+            del self.timers[name]
+        for name in due:
+            self._timer(name)
+
+    def _timer(self, name: str) -> None:
+        match name:
+            case "heartbeat":
+                self.heartbeat()
+            case "probe":
+                self.probe()
+            case "restart":
+                self.start_redis()
+            case "look":
+                self.look_at_all()
+            case "reread":
+                # Should a watch ever be lost, this still converges.
+                self.look_at_all()
+                self.arm("reread", self.now + self.settings.reread_s)
+            case "join":
+                self.try_to_join()
+            case "retry_role":
+                self.retry_freeze()
+                self.retry_follow()
+            case "recast":
+                self.recast()
+            case "takeover":
+                self.log("error", "takeover_overdue", epoch=self.epoch)
+                self.fire("unfit")
+            case "handover":
+                self.fire("caught_up")
+            case "yield":
+                self.fire("yield_over")
+            case "save_state":
+                self.save_position()
+            case "close":
+                self.fire("session_closed")
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    def _hear(self, event: Event) -> None:
+        # Staleness first: nothing of an older session or process gets near the table.
+        if isinstance(event, _ZK_EVENTS) and event.session != self.session.number:
+            return
+        if isinstance(event, _REDIS_EVENTS) and event.incarnation != self.redis.incarnation:
+            return
+        match event:
+            case Tick():
+                pass
+            case Started():
+                self._on_started(event)
+            case StopRequested():
+                self.on_stop_requested()
+            case StateSaved():
+                self._on_state_saved(event)
+            case CaughtUp():
+                self.on_caught_up(event)
+            case RemoteProbed():
+                self.on_remote_probed(event)
+            case _ if isinstance(event, _REDIS_EVENTS):
+                self._hear_redis(event)
+            case _:
+                self._hear_zookeeper(event)
+
+    def _hear_zookeeper(self, event: Event) -> None:
+        match event:
+            case SessionUp():
+                self.on_session_up(event)
+            case SessionDown():
+                self.on_session_down(event)
+            case SessionExpired():
+                self.on_session_expired()
+            case SessionClosed():
+                self.fire("session_closed")
+            case SessionFailed():
+                self.on_session_failed(event)
+            case WatchFired():
+                self.on_watch_fired(event)
+            case ReadDone():
+                self.on_read_done(event)
+            case ReadFailed():
+                self.on_read_failed(event)
+            case CommitDone() | CommitRefused() | CommitUnknown():
+                if isinstance(event, CommitDone):
+                    self.lease.acknowledged(event.sent_at)
+                self._commit_answered(event)
+
+    def _commit_answered(self, event: CommitDone | CommitRefused | CommitUnknown) -> None:
+        if self.session_answer(event):
+            return
+        if event.request == self.round.ballot_request:
+            self.ballot_answered(event)
+        elif event.request == self.round.claim_request:
+            self.claim_answered(event)
+        elif event.request == self._serve_request:
+            self.serve_answered(event)
+        else:
+            # A claim or ballot that was given up meanwhile: see what became of it.
+            self.look()
+
+    def _hear_redis(self, event: Event) -> None:
+        match event:
+            case RedisUp():
+                self.on_redis_up(event)
+            case RedisDied():
+                self.on_redis_died(event)
+            case Probed():
+                self.on_probed(event)
+            case ProbeFailed():
+                self.on_probe_failed(event)
+            case RoleDone():
+                self._role_done(event)
+            case RoleFailed():
+                self._role_failed(event)
+
+    def _role_done(self, event: RoleDone) -> None:
+        match self.role_requests.pop(event.request, ""):
+            case "fence":
+                self.fenced()
+            case "freeze":
+                self.freeze_done(event.info)
+            case "follow":
+                self.follow_done(event.info)
+            case "lift":
+                self.lift_done(event.info)
+            case "promote":
+                self.promote_done(event.info)
+            case "pause":
+                self.redis.info = event.info or self.redis.info
+                self.pause_done()
+            case "unpause":
+                self.fire("released")
+
+    def _role_failed(self, event: RoleFailed) -> None:
+        kind = self.role_requests.pop(event.request, "")
+        if not self.redis.up:
+            return
+        level = "info" if event.late else "warning"
+        self.log(level, "redis_command_failed", command=kind, problem=event.reason, unknown=event.unknown)
+        match kind:
+            case "freeze":
+                self.freeze_failed(unknown=event.unknown)
+            case "follow":
+                self.follow_failed()
+            case "lift":
+                self.lift_failed(late=event.late)
+            case "promote" if self.state == machine.TAKING_OVER:
+                self.fire("unfit")
+            case "pause":
+                self.fire("caught_up")
+            case "unpause":
+                self.fire("released")
+
+    # --- local matters ----------------------------------------------------------------------------------------------
+
+    def _on_started(self, event: Started) -> None:
+        record = event.record
+        if record.member in ("", self.settings.name):
+            self.record = record
+            self._earlier_guid = record.guid
+            self.promised_round = record.promised_round
+            if record.offset_bytes >= 0:
+                self.recorded = Position(record.epoch, record.offset_bytes)
+        self.lock_held, self.old_redis_alive = event.lock_held, event.old_redis_alive
+        self.wall_offset_s = event.wall_offset_s
+        self.start_redis()
+        self.renew_session()
+
+    def _on_state_saved(self, event: StateSaved) -> None:
+        what = self._saving.pop(event.request, "")
+        if event.error:
+            self.log("error", "state_not_saved", problem=event.error)
+            if what == "guid":
+                self.save("guid")
+            return
+        if what == "guid" and self.record.guid == self.session.guid:
+            self.session.guid_saved = True
+
+    # --- what the view asks for -------------------------------------------------------------------------------------
+
+    def _consider(self) -> None:
+        """Compare what was read with what we are, and fire what follows."""
+        if self.state in (machine.EXPIRED, machine.STOPPING_REDIS, machine.CLOSING, machine.STOPPED):
+            return
+        if not self.proved:
+            return
+        leader = self.view.leader
+        if leader is None:
+            self._consider_no_leader()
+        elif self.owns_leader:
+            self._consider_own()
+        elif leader.phase != LeaderPhase.SERVING:
+            if self.state not in (machine.FREEZING, machine.VOTING):
+                self.fire("leader_takes")
+        else:
+            self._consider_serving()
+
+    def _consider_no_leader(self) -> None:
+        if self.state == machine.CLAIMING:
+            if self.round.claim_unknown and not self.round.claim_request:
+                self.fire("claim_lost")
+            return
+        if self.state == machine.CONNECTING and not self._may_vote():
+            return
+        if self.state in (machine.FREEZING, machine.VOTING):
+            if self.round.number != self.view.ledger.epoch + 1:
+                self.fire("round_over")
+            elif self.state == machine.VOTING:
+                self.consider_election()
+            elif not self.redis.up:
+                self.recast()
+        elif self.state != machine.RESIGNING and not self.stopping:
+            self.fire("no_leader")
+
+    def _may_vote(self) -> bool:
+        """Before a cluster has voters there is nothing to vote on."""
+        return bool(self.view.config.voters)
+
+    def _consider_own(self) -> None:
+        if self.state == machine.CONNECTING:
+            self.fire("leader_is_ours" if self.fit_to_resume() else "unfit")
+        elif self.state == machine.CLAIMING:
+            if not self.round.claim_request:
+                self.fire("leader_is_ours")
+        elif self.state in (machine.VOTING, machine.FOLLOWER):
+            self.fire("leader_is_ours")
+        elif self.state == machine.TAKING_OVER and self._serve_unknown():
+            self._settle_serve()
+
+    def _serve_unknown(self) -> bool:
+        leader = self.view.leader
+        return not self._serve_request and leader is not None and leader.phase == LeaderPhase.SERVING
+
+    def _settle_serve(self) -> None:
+        """The reply to ``serve`` was lost, but it was committed."""
+        self.redis.intact = True
+        self.served_incarnation = self.redis.incarnation
+        self.disarm("takeover")
+        self.fire("served")
+
+    def _consider_serving(self) -> None:
+        leader = self.view.leader
+        assert leader is not None
+        if leader.epoch < self.promised_round:
+            # We voted for a later round: this one is being deposed, and nobody may confirm anything to it.
+            self.reason = f"{leader.name} serves epoch {leader.epoch}, but this member voted for {self.promised_round}"
+            self.look_later()
+            return
+        if self.state == machine.FOLLOWER and self.followed is not None and self.followed[0] == leader.epoch:
+            return
+        joining = self.state in (machine.CONNECTING, *machine.CANDIDATE, machine.FOLLOWER)
+        if joining and self.redis.up and not self.knows_its_data():
+            if self.redis.info is not None and not self.redis.info.loading:
+                self.reason = "this member's data set is of unknown lineage: not overwritten"
+            return
+        self.fire("leader_serves")
+
+    def look_later(self) -> None:
+        if "look" not in self.timers:
+            self.arm("look", self.now + 1.0)

@@ -1,0 +1,264 @@
+"""What all parts of the core share: state, timers, requests, and the one way to fire a trigger."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import Any
+
+from redis_agent import machine
+from redis_agent.core.settings import CoreSettings
+from redis_agent.election import Ballot
+from redis_agent.lease import Lease
+from redis_agent.messages import Command, Fence, KillRedis, Log, SaveState, StateRecord
+from redis_agent.replication import Address, Ledger, Position, RedisInfo, resolve
+from redis_agent.znodes import ClusterConfig, Leader, Member, Paths, Presence
+
+
+@dataclass(slots=True)
+class Session:
+    """The current ZooKeeper session. A new one starts with a new object: nothing learnt in the old one survives."""
+
+    number: int
+    connected: bool = False
+    established: bool = False
+    guid: str = ""
+    zk_id: int = 0
+    guid_saved: bool = False
+    """Our guid is on disk: without that we must not own ``leader``, for our next life could not take it back."""
+    ensured: bool = False
+    registered: bool = False
+    joining_request: int = 0
+    heartbeat_request: int = 0
+    heartbeat_sent_at: float = -inf
+
+
+@dataclass(slots=True)
+class View:
+    """What was read of the cluster in this session. ``fresh``: read since the connection was last made."""
+
+    fresh: bool = False
+    config: ClusterConfig = field(default_factory=ClusterConfig)
+    config_data: bytes = b""
+    config_version: int = 0
+    ledger: Ledger = field(default_factory=Ledger)
+    ledger_version: int = -1
+    leader: Leader | None = None
+    leader_owner: int = 0
+    members: dict[str, Member] = field(default_factory=dict)
+    presences: dict[str, Presence] = field(default_factory=dict)
+    presence_versions: dict[str, int] = field(default_factory=dict)
+    ballots: dict[str, Ballot] = field(default_factory=dict)
+    stale_ballots: tuple[str, ...] = ()
+    """Names of ballot znodes of rounds that are over."""
+
+
+@dataclass(slots=True)
+class LocalRedis:
+    """The current redis-server process. A new one starts with a new object."""
+
+    incarnation: int
+    up: bool = False
+    pid: int = 0
+    create_time: float = 0.0
+    run_id: str = ""
+    info: RedisInfo | None = None
+    loaded: tuple[str, int] | None = None
+    """Replid and offset as they were when the data had been loaded from disk."""
+    intact: bool = False
+    """It has run without a break since it had everything that the serving leader of the current epoch had."""
+    followed: bool = False
+    """It was told to follow somebody since it started, so its data may be half of a broken resync."""
+    lifted: bool = False
+    """The fence may be lifted."""
+    killed: bool = False
+    stopping: bool = False
+    up_since: float = inf
+    answered_at: float = -inf
+    busy_since: float = inf
+    probe_request: int = 0
+    remote_request: int = 0
+    proof: tuple[int, str, int] | None = None
+    """(epoch, replid, offset) of the serving leader, read after the link came up: reach it and be intact."""
+
+
+@dataclass(slots=True)
+class Round:
+    """The round we are frozen for, and how far it is."""
+
+    number: int = 0
+    evidence: RedisInfo | None = None
+    """INFO behind the freeze."""
+    intact: bool = False
+    ballot_request: int = 0
+    cast_at: float | None = None
+    complete_since: float | None = None
+    claim_request: int = 0
+    claim_epoch: int = 0
+    claim_unknown: bool = False
+    reason: str = ""
+    ranking: tuple[str, ...] = ()
+
+
+class Base:
+    """State and helpers. The parts of the core inherit from each other in the order in which they need each other."""
+
+    def __init__(self, settings: CoreSettings) -> None:
+        self.settings = settings
+        self.paths = Paths(settings.root, settings.cluster)
+        self.now = 0.0
+        self.wall_offset_s = 0.0
+        self.commands: list[Command] = []
+        self.timers: dict[str, float] = {}
+        self.triggers: deque[str] = deque()
+        self.model, self.machine = machine.build(self, self._announce)
+        self.lease = Lease(tick_s=settings.tick_s, fence_budget_s=settings.fence_budget_s)
+        self.session = Session(0)
+        self.view = View()
+        self.redis = LocalRedis(0)
+        self.round = Round()
+        self.record = StateRecord(member=settings.name)
+        self.recorded: Position | None = None
+        self.lock_held = False
+        self.old_redis_alive = False
+        self.promised_round = 0
+        self.epoch = 0
+        """Of the leadership that we hold, claim or follow; 0 if none."""
+        self.followed: tuple[int, Address] | None = None
+        """Epoch and address of the leader that our Redis was told to follow."""
+        self.served_incarnation = 0
+        self.stop_count = 0
+        self.exit_code = 0
+        self.exit_reason = "stopped as told"
+        self.reason = ""
+        self.restarts = 0
+        self.failures_in_a_row = 0
+        self.ever_up = False
+        self.redis_is_gone = True
+        """No redis-server process of ours exists."""
+        self.role_requests: dict[int, str] = {}
+        self.fence_due = inf
+        self._requests = 0
+        self._saving: dict[int, str] = {}
+
+    # --- the machine ------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        return self.model.state
+
+    def fire(self, trigger: str) -> None:
+        """Let a trigger happen; what it orders may fire further ones, which happen after it.
+
+        Raises:
+            Impossible: the table neither has nor ignores it here. Nothing was changed.
+        """
+        self.triggers.append(trigger)
+        if len(self.triggers) > 1:
+            return
+        while self.triggers:
+            if machine.row(self.state, self.triggers[0]) is not None:
+                getattr(self.model, self.triggers[0])()
+            self.triggers.popleft()
+
+    def _announce(self, row: machine.Row, source: str) -> None:
+        if row.dest in machine.PROVED and row.dest not in (machine.VOTING, machine.CLAIMING):
+            self.reason = ""
+        self.log(
+            "info",
+            "transition",
+            **{"from": source, "to": row.dest, "trigger": row.trigger},
+            epoch=self.epoch or self.view.ledger.epoch,
+            round=self.round.number,
+            why=row.why,
+        )
+
+    # --- helpers ----------------------------------------------------------------------------------------------------
+
+    def order(self, command: Command) -> None:
+        self.commands.append(command)
+
+    def request(self) -> int:
+        """A new number for a command that will be answered."""
+        self._requests += 1
+        return self._requests
+
+    def log(self, level: str, event: str, **fields: object) -> None:
+        self.order(Log(level, event, (*fields.items(), ("clock", round(self.now, 6)))))
+
+    def arm(self, timer: str, at: float) -> None:
+        self.timers[timer] = at
+
+    def disarm(self, timer: str) -> None:
+        self.timers.pop(timer, None)
+
+    @property
+    def wall_now(self) -> float:
+        return round(self.now + self.wall_offset_s, 3)
+
+    @property
+    def leading(self) -> bool:
+        return self.state in machine.LEADER or self.state in machine.LEAVING
+
+    @property
+    def stopping(self) -> bool:
+        return self.state in machine.STOPPING
+
+    @property
+    def proved(self) -> bool:
+        """The session is proved and the cluster was read since it was: roles may be taken."""
+        session = self.session
+        return session.connected and session.registered and self.view.fresh and self.lease.valid(self.now)
+
+    @property
+    def owns_leader(self) -> bool:
+        """``leader`` was last seen to be ours, of this very session."""
+        leader = self.view.leader
+        return leader is not None and bool(self.session.guid) and leader.guid == self.session.guid
+
+    def resolved(self, info: RedisInfo) -> Position | None:
+        return resolve(
+            self.view.ledger,
+            dict(self.record.promotions),
+            replid=info.replid,
+            replid2=info.replid2,
+            second_offset_bytes=info.second_offset_bytes,
+            offset_bytes=info.offset_bytes,
+        )
+
+    def save(self, what: str = "", **changes: Any) -> None:
+        """Put the state record on disk, with ``changes``."""
+        self.record = replace(self.record, member=self.settings.name, **changes)
+        request = self.request()
+        self._saving[request] = what
+        self.order(SaveState(request, self.record))
+
+    # --- the fence --------------------------------------------------------------------------------------------------
+
+    def fence(self) -> None:
+        """Soft fence now; a hard one if it is not confirmed in time."""
+        if not self.redis.up or self.redis.killed:
+            return
+        request = self.request()
+        self.role_requests[request] = "fence"
+        self.order(Fence(self.redis.incarnation, request, self.settings.role_limit_s))
+        self.watch_fence()
+
+    def watch_fence(self) -> None:
+        """A command that fences was ordered: if the fence may be lifted, its confirmation has a deadline."""
+        if self.redis.lifted:
+            self.fence_due = min(self.fence_due, self.now + self.settings.fence_timeout_s)
+
+    def fenced(self) -> None:
+        """A command that fences was confirmed."""
+        self.redis.lifted = False
+        self.fence_due = inf
+
+    def kill_redis(self, reason: str = "told to stop again") -> None:
+        """The hard fence: sent is done."""
+        self.fence_due = inf
+        if not self.redis.killed and self.redis.incarnation:
+            self.redis.killed = True
+            self.log("warning", "redis_killed", reason=reason)
+            self.order(KillRedis(self.redis.incarnation, reason))

@@ -1,0 +1,376 @@
+"""A round of the election: freeze, ballot, verdict, claim, promote, serve."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+
+from redis_agent import machine
+from redis_agent.core.base import Round
+from redis_agent.core.local_redis import RETRY_ROLE_S, RedisCare
+from redis_agent.election import Ballot, Outcome, Rules, Verdict, claimed, decide, quorum
+from redis_agent.messages import (
+    Check,
+    Commit,
+    CommitDone,
+    CommitRefused,
+    CommitUnknown,
+    Create,
+    Delete,
+    Freeze,
+    Op,
+    Promote,
+    Put,
+)
+from redis_agent.replication import RedisInfo, with_served
+from redis_agent.znodes import Leader, LeaderPhase, encode
+
+PROMOTIONS_KEPT = 8
+
+
+class Rounds(RedisCare):
+    """Takes part in elections, and takes over when it wins."""
+
+    _resign_request = 0
+    _serve_request = 0
+    _verdict: Verdict | None = None
+
+    # --- freeze and ballot ------------------------------------------------------------------------------------------
+
+    def freeze(self) -> None:
+        """Cut the replica from its primary, so that neither its position nor its word to the primary moves any more."""
+        self.round = Round(number=self.view.ledger.epoch + 1)
+        self.followed = None
+        for timer in ("election", "takeover"):
+            self.disarm(timer)
+        if not self.redis.up or self.redis.killed:
+            self.cast_empty_ballot()
+        else:
+            self._order_freeze(kill_clients=True)
+
+    def freeze_quietly(self) -> None:
+        """For a handover: the clients whose writes wait are answered when the successor serves."""
+        self._order_freeze(kill_clients=False)
+
+    def _order_freeze(self, *, kill_clients: bool) -> None:
+        request = self.request()
+        self.role_requests[request] = "freeze"
+        self.order(Freeze(self.redis.incarnation, request, kill_clients, self.settings.role_limit_s))
+        self.watch_fence()
+
+    def freeze_done(self, info: RedisInfo | None) -> None:
+        self.fenced()
+        redis = self.redis
+        if info is None:
+            return
+        redis.info = info
+        self.round.evidence = info
+        # A full resync whose load failed leaves the old replid and offset beside other data, but no cached primary.
+        whole = not info.loading and info.replica_offset_bytes == info.offset_bytes
+        self.round.intact = redis.intact = redis.intact and whole
+        self.log("info", "frozen", offset_bytes=info.offset_bytes, intact=redis.intact, round=self.round.number)
+        if info.loading:
+            self.arm("retry_role", self.now + RETRY_ROLE_S)
+            return
+        self.fire("frozen")
+
+    def freeze_failed(self, *, unknown: bool) -> None:
+        if self.state not in (machine.FREEZING, machine.RESIGNING):
+            return
+        if self.redis.lifted or (unknown and self.owns_leader):
+            self.kill_redis("the freeze was not confirmed")
+        else:
+            self.arm("retry_role", self.now + RETRY_ROLE_S)
+
+    def retry_freeze(self) -> None:
+        if self.state in (machine.FREEZING, machine.RESIGNING) and self.redis.up and not self.redis.killed:
+            self._order_freeze(kill_clients=self.state == machine.FREEZING)
+
+    def cast_ballot(self, *, abstains: bool = False) -> None:
+        """Testify. If ``leader`` is still ours, it goes in the same transaction: nobody waits for two."""
+        info, redis = self.round.evidence, self.redis
+        assert info is not None
+        broken = redis.followed and info.replica_offset_bytes != info.offset_bytes
+        if broken:
+            # Half of a resync: its replid and offset are those of data that are gone.
+            self._cast(replace(self._empty_ballot(), up=True, abstains=True))
+            return
+        loaded = redis.loaded == (info.replid, info.offset_bytes) and not redis.intact
+        self._cast(
+            replace(
+                self._empty_ballot(),
+                up=True,
+                intact=self.round.intact,
+                reloaded=loaded,
+                abstains=abstains or not self.settings.voter,
+                keys=info.keys,
+                replid=info.replid,
+                replid2=info.replid2,
+                second_offset_bytes=info.second_offset_bytes,
+                offset_bytes=info.offset_bytes,
+                recorded=self.recorded if info.keys else None,
+            )
+        )
+
+    def cast_empty_ballot(self) -> None:
+        """There is no Redis here: nobody need wait for it. A leader resigns with it."""
+        self.round = Round(number=self.view.ledger.epoch + 1)
+        self._cast(self._empty_ballot())
+
+    def _empty_ballot(self) -> Ballot:
+        return Ballot(
+            member=self.settings.name,
+            round=self.round.number,
+            guid=self.session.guid,
+            up=False,
+            priority=self.settings.priority,
+            run_id=self.redis.run_id,
+            promotions=self.record.promotions,
+        )
+
+    def _cast(self, ballot: Ballot) -> None:
+        view, session = self.view, self.session
+        if not session.connected or not session.registered or view.ledger_version < 0:
+            return
+        if self.owns_leader:
+            self.log("info", "resigned", epoch=view.ledger.epoch)
+        elif view.leader is not None:
+            return  # Somebody takes over: a ballot for the next round would bind us not to follow it.
+        # Binding before it is sent, for it may be committed without our knowing.
+        self.promised_round = max(self.promised_round, ballot.round)
+        path = self.paths.ballot(ballot.round, ballot.member)
+        ops: list[Op] = [Check(self.paths.epoch, view.ledger_version)]
+        if self.owns_leader:
+            ops.append(Delete(self.paths.leader))
+        if self.settings.name in view.ballots:
+            ops.append(Delete(path))
+        ops.append(Create(path, encode(ballot)))
+        self.epoch = 0
+        self.round.ballot_request = self.barrier()
+        self.order(Commit(session.number, self.round.ballot_request, "ballot", tuple(ops)))
+
+    def ballot_answered(self, event: CommitDone | CommitRefused | CommitUnknown) -> None:
+        self.round.ballot_request = 0
+        if isinstance(event, CommitDone):
+            self.round.cast_at = self.now
+            self.log("info", "ballot_cast", round=self.round.number)
+            if self.owns_leader:
+                self.view.leader = None
+            if self.state == machine.RESIGNING:
+                self.fire("resigned")
+        else:
+            self.log("info", "ballot_refused", round=self.round.number, answer=type(event).__name__)
+            self.view.fresh = False
+            self.arm("recast", self.now + RETRY_ROLE_S)
+        self.look()
+
+    def recast(self) -> None:
+        """The ballot's outcome was not good, and what was read since has not changed the round: again."""
+        if self.round.cast_at is not None or self.round.ballot_request or not self.proved:
+            return
+        if self.state == machine.VOTING or (self.state == machine.RESIGNING and self.round.evidence is not None):
+            self.round.number = self.view.ledger.epoch + 1
+            self.cast_ballot(abstains=self.state == machine.RESIGNING)
+        elif self.state == machine.FREEZING and not self.redis.up:
+            self.cast_empty_ballot()
+
+    # --- verdict and claim ------------------------------------------------------------------------------------------
+
+    def consider_election(self) -> None:
+        """In ``voting``: is it our turn?"""
+        round_, view, settings = self.round, self.view, self.settings
+        if view.leader is not None or not self.session.guid_saved:
+            return
+        if round_.cast_at is None:
+            if not round_.ballot_request and "recast" not in self.timers:
+                self.recast()
+            return
+        live = frozenset(view.presences)
+        voters = frozenset(view.config.voters)
+        if round_.complete_since is None and voters & live <= view.ballots.keys():
+            round_.complete_since = self.now
+        self._verdict = verdict = decide(
+            me=settings.name,
+            round_=round_.number,
+            ballots=view.ballots,
+            live=live,
+            standing_owner=self._standing_owner(),
+            last_offset_bytes=self._last_offset_bytes(),
+            ledger=view.ledger,
+            rules=Rules(
+                mode=view.config.mode,
+                voters=voters,
+                grace_s=settings.grace_s,
+                stagger_s=settings.stagger_s,
+                max_lag_bytes=view.config.max_lag_bytes,
+                keep=view.config.keep,
+            ),
+            started_at=round_.cast_at,
+            now=self.now,
+            complete_since=round_.complete_since,
+        )
+        self._note_verdict(verdict)
+        if verdict.until is not None:
+            self.arm("election", verdict.until)
+        if verdict.outcome is Outcome.CLAIM:
+            if self.lease.until - self.now >= settings.min_claim_lease_s:
+                self.fire("elected")
+            else:
+                self.arm("election", self.now + settings.heartbeat_s)
+
+    def _note_verdict(self, verdict: Verdict) -> None:
+        if verdict.reason != self.round.reason:
+            self.round.reason = verdict.reason
+            level = "warning" if verdict.outcome is Outcome.BLOCKED else "info"
+            self.log(level, "verdict", outcome=verdict.outcome.value, round=self.round.number, reason=verdict.reason)
+        self.round.ranking = verdict.ranking
+
+    def _standing_owner(self) -> str:
+        """Whose ``leader`` vanished while its presence of the same session stands: it may not have fenced yet."""
+        latest = self.view.ledger.entry(self.view.ledger.epoch)
+        if latest is None:
+            return ""
+        presence = self.view.presences.get(latest.member)
+        return latest.member if presence is not None and presence.guid == latest.guid else ""
+
+    def _last_offset_bytes(self) -> int | None:
+        latest = self.view.ledger.latest_served()
+        presence = self.view.presences.get(latest.member) if latest else None
+        if presence is None or latest is None or presence.replid != latest.replid or presence.offset_bytes < 0:
+            return None
+        return presence.offset_bytes
+
+    def claim(self) -> None:
+        """One transaction: the next epoch with where it starts, and ``leader``, if nobody changed the ledger."""
+        view, settings, verdict = self.view, self.settings, self._verdict
+        assert verdict is not None
+        ledger = claimed(
+            me=settings.name,
+            verdict=verdict,
+            ballots=view.ballots,
+            ledger=view.ledger,
+            at=self.wall_now,
+            reason=verdict.reason,
+        )
+        leader = Leader(
+            name=settings.name,
+            address=settings.redis,
+            epoch=ledger.epoch,
+            phase=LeaderPhase.TAKING_OVER,
+            guid=self.session.guid,
+            at=self.wall_now,
+        )
+        ops: tuple[Op, ...] = (
+            Check(self.paths.config, view.config_version),
+            Put(self.paths.epoch, encode(ledger), view.ledger_version),
+            Create(self.paths.leader, encode(leader), ephemeral=True),
+        )
+        self.round.claim_epoch = ledger.epoch
+        self.round.claim_unknown = False
+        self.round.claim_request = self.barrier()
+        self._claimed_ledger, self._claimed_leader = ledger, leader
+        not_after = self.lease.until - settings.min_claim_lease_s / 2
+        self.order(Commit(self.session.number, self.round.claim_request, "claim", ops, not_after=not_after))
+
+    def claim_answered(self, event: CommitDone | CommitRefused | CommitUnknown) -> None:
+        self.round.claim_request = 0
+        if isinstance(event, CommitDone):
+            view = self.view
+            view.ledger, view.ledger_version = self._claimed_ledger, event.versions[1]
+            view.leader, view.leader_owner = self._claimed_leader, self.session.zk_id
+            self.log("info", "claimed", epoch=self.round.claim_epoch)
+            self.fire("claim_won")
+            self.look()
+        elif isinstance(event, CommitRefused):
+            self.log("info", "claim_refused", epoch=self.round.claim_epoch, error=event.error.value)
+            # What the verdict rested on is out of date.
+            self.view.fresh = False
+            self.fire("claim_lost")
+            self.look_at_all()
+        else:
+            self.round.claim_unknown = True
+            self.view.fresh = False
+            self.look_at_all()
+
+    # --- promote and serve ------------------------------------------------------------------------------------------
+
+    def promote(self) -> None:
+        """Still fenced, only within the lease, and only the very process that voted."""
+        redis, evidence = self.redis, self.round.evidence
+        self.epoch = self.view.ledger.epoch
+        self.followed = None
+        self.arm("takeover", self.now + self.settings.takeover_s)
+        self.arm("heartbeat", self.now)
+        if evidence is None or not redis.up or evidence.run_id != redis.run_id:
+            self.fire("unfit")
+            return
+        request = self.request()
+        self.role_requests[request] = "promote"
+        self.order(Promote(redis.incarnation, request, evidence.run_id, self.lease.until, self.settings.role_limit_s))
+
+    def promote_done(self, info: RedisInfo | None) -> None:
+        if self.state != machine.TAKING_OVER or info is None:
+            return
+        if not info.is_primary:
+            self.fire("unfit")
+            return
+        self.redis.info = info
+        promotions = (*self.record.promotions, (info.replid, self.epoch))[-PROMOTIONS_KEPT:]
+        self.save("promotion", promotions=promotions)
+        self.log("info", "promoted", epoch=self.epoch, offset_bytes=info.offset_bytes)
+        self.fire("promoted")
+
+    def serve(self) -> None:
+        """Announce: the replid goes into the ledger, the phase to serving, in one transaction."""
+        info, view = self.redis.info, self.view
+        assert info is not None
+        self._served_ledger = with_served(view.ledger, self.epoch, info.replid)
+        self._served_leader = self._announcement(info.replid)
+        ops: tuple[Op, ...] = (
+            Put(self.paths.epoch, encode(self._served_ledger), view.ledger_version),
+            Put(self.paths.leader, encode(self._served_leader)),
+        )
+        self._serve_request = self.barrier()
+        self.order(Commit(self.session.number, self._serve_request, "serve", ops, not_after=self.lease.until))
+
+    def _announcement(self, replid: str) -> Leader:
+        config = self.view.config
+        bystanders = len(self.view.members.keys() - set(config.voters))
+        return Leader(
+            name=self.settings.name,
+            address=self.settings.redis,
+            epoch=self.epoch,
+            phase=LeaderPhase.SERVING,
+            guid=self.session.guid,
+            replid=replid,
+            # WAIT counts links, so each member that does not vote could stand for one that does.
+            wait=quorum(len(config.voters))[0] + bystanders,
+            voters=config.voters,
+            at=self.wall_now,
+        )
+
+    def serve_answered(self, event: CommitDone | CommitRefused | CommitUnknown) -> None:
+        self._serve_request = 0
+        if isinstance(event, CommitDone):
+            view = self.view
+            view.ledger, view.ledger_version = self._served_ledger, event.versions[0]
+            view.leader = self._served_leader
+            if self.state == machine.TAKING_OVER:
+                self.redis.intact = True
+                self.served_incarnation = self.redis.incarnation
+                self.disarm("takeover")
+                self.log("info", "served", epoch=self.epoch)
+                self.fire("served")
+                self.save("served", cluster_id=view.config.cluster_id)
+        elif isinstance(event, CommitRefused) and self.state == machine.TAKING_OVER:
+            self.fire("deposed")
+        self.look()
+
+    def fit_to_resume(self) -> bool:
+        """``leader`` is ours: is it for this Redis, and as far as it was when it last served?"""
+        leader, info, redis = self.view.leader, self.redis.info, self.redis
+        if leader is None or info is None or not redis.up or redis.killed:
+            return False
+        same = redis.incarnation == self.served_incarnation and self.view.ledger.epoch == leader.epoch
+        serving = leader.phase == LeaderPhase.SERVING and info.is_primary and info.replid == leader.replid
+        return same and serving and self.fence_due == inf and not self.role_requests

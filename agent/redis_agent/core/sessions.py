@@ -1,0 +1,448 @@
+"""The ZooKeeper session: joining, reading, heartbeats, expiry."""
+
+from __future__ import annotations
+
+from math import inf
+
+from redis_agent import machine
+from redis_agent.core.base import Base, Session, View
+from redis_agent.messages import (
+    Check,
+    CloseSession,
+    Commit,
+    CommitDone,
+    CommitRefused,
+    CommitUnknown,
+    Create,
+    Delete,
+    Ensure,
+    Op,
+    OpenSession,
+    Put,
+    Read,
+    ReadDone,
+    ReadFailed,
+    Ready,
+    SessionDown,
+    SessionFailed,
+    SessionUp,
+    WatchFired,
+    ZkError,
+    Znode,
+)
+from redis_agent.replication import Ledger
+from redis_agent.znodes import (
+    ClusterConfig,
+    Corrupt,
+    Member,
+    Presence,
+    decode_ballot,
+    decode_config,
+    decode_leader,
+    decode_ledger,
+    decode_member,
+    decode_presence,
+    encode,
+    merge_config,
+    split_ballot,
+)
+
+RETRY_S = 0.2
+NAME_TAKEN_LOOK_S = 1.0
+
+
+class Sessions(Base):
+    """Joins and stays in the cluster; keeps ``view`` up to date; keeps the lease."""
+
+    _read_request = 0
+    _read_wanted = False
+    _read_all = False
+    _barrier = 0
+    _bootstrap_request = 0
+    _cleared_request = 0
+    _foreign_presence: tuple[int, float] | None = None
+
+    # --- life of a session ------------------------------------------------------------------------------------------
+
+    def renew_session(self) -> None:
+        """Drop the client and everything learnt through it; a fresh one makes a fresh session."""
+        self.lease.closed()
+        self.session = Session(self.session.number + 1)
+        self.view = View()
+        self.round.claim_request = self.round.ballot_request = 0
+        self._read_request = self._bootstrap_request = 0
+        self._read_wanted = self._read_all = False
+        for timer in ("heartbeat", "reread", "join"):
+            self.disarm(timer)
+        self.order(OpenSession(self.session.number))
+
+    def on_session_up(self, event: SessionUp) -> None:
+        session = self.session
+        session.connected = True
+        self.view.fresh = False
+        self._read_request = 0
+        self.log("info", "session_up", new=event.is_new, timeout_s=event.timeout_s, session=hex(event.zk_session_id))
+        if event.is_new:
+            session.established = True
+            session.guid, session.zk_id = event.guid, event.zk_session_id
+            self._check_timeout(event.timeout_s)
+            self.lease.opened(timeout_s=event.timeout_s, sent_at=event.sent_at)
+            self.fire("session_up")
+        if session.ensured:
+            self.look_at_all()
+        else:
+            self._ensure()
+        self.arm("reread", self.now + self.settings.reread_s)
+        self.arm("heartbeat", self.now)
+
+    def _check_timeout(self, timeout_s: float) -> None:
+        settings = self.settings
+        left_s = timeout_s - settings.fence_budget_s - settings.tick_s - 2 * settings.heartbeat_s
+        if left_s <= 0:
+            self.log(
+                "error",
+                "session_timeout_too_short",
+                negotiated_s=timeout_s,
+                lease_left_s=left_s,
+                remedy="raise maxSessionTimeout in ZooKeeper, or lower tick_s and heartbeat_s",
+            )
+
+    def on_session_down(self, _event: SessionDown) -> None:
+        self.session.connected = False
+        self.view.fresh = False
+        self._read_request = 0
+        self.log("warning", "session_down", lease_left_s=round(self.lease.until - self.now, 3))
+
+    def on_session_expired(self) -> None:
+        self.log("warning", "session_expired", session=hex(self.session.zk_id))
+        self.session.connected = False
+        self.lease.closed()
+        self.fire("session_expired")
+
+    def on_session_failed(self, event: SessionFailed) -> None:
+        self.fail(2, f"ZooKeeper refuses this agent: {event.reason}")
+
+    def fail(self, code: int, reason: str) -> None:
+        """Stop in order, because of something that a person must mend."""
+        self.log("error", "giving_up", reason=reason)
+        self.exit_code, self.exit_reason = code, reason
+        self.stop_count += 1
+        self.fire("stop")
+
+    def close_session(self) -> None:
+        """Take back our presence and close: nobody need wait for a timeout."""
+        if self.session.connected and self.session.registered:
+            ops = (Delete(self.paths.presence(self.settings.name)),)
+            self.order(Commit(self.session.number, self.request(), "leave", ops))
+        self.order(CloseSession(self.session.number, self.settings.close_session_s))
+        self.arm("close", self.now + 2 * self.settings.close_session_s)
+
+    # --- joining ----------------------------------------------------------------------------------------------------
+
+    def _ensure(self) -> None:
+        paths = self.paths
+        request = self.session.joining_request = self.request()
+        parts = paths.base.split("/")
+        nodes = [
+            *(("/".join(parts[:depth]), b"") for depth in range(2, len(parts) + 1)),
+            (paths.config, encode(ClusterConfig(mode=self.settings.mode, max_lag_bytes=self.settings.max_lag_bytes))),
+            (paths.epoch, encode(Ledger())),
+            *((path, b"") for path in (paths.members, paths.presences, paths.ballots, paths.orders)),
+        ]
+        self.order(Ensure(self.session.number, request, tuple(nodes)))
+
+    def _join(self) -> None:
+        """Register, and replace what an earlier life of this very agent left behind."""
+        session, name = self.session, self.settings.name
+        if session.registered or session.joining_request or self.stopping:
+            return
+        ops: list[Op] = []
+        member = Member(
+            name=name, redis=self.settings.redis, voter=self.settings.voter, priority=self.settings.priority
+        )
+        known = self.view.members.get(name)
+        if known is None:
+            ops.append(Create(self.paths.member(name), encode(member)))
+        elif known != member:
+            ops.append(Put(self.paths.member(name), encode(member)))
+        standing = self.view.presences.get(name)
+        if standing is not None and standing.guid != session.guid:
+            if not self._is_leftover(standing.guid):
+                self._name_is_taken(standing)
+                return
+            # A stopped agent can't rewrite its presence, so the version shows that it is still as we read it.
+            ops.append(Delete(self.paths.presence(name), self.view.presence_versions[name]))
+        leader = self.view.leader
+        if leader is not None and leader.name == name and self._is_leftover(leader.guid) and not self.old_redis_alive:
+            # Our Redis of then is dead, so nobody need wait for the session that it was promoted under.
+            ops += [Check(self.paths.epoch, self.view.ledger_version), Delete(self.paths.leader)]
+        if standing is None or standing.guid != session.guid:
+            ops.append(Create(self.paths.presence(name), encode(self.presence()), ephemeral=True))
+        self._foreign_presence = None
+        session.joining_request = self.barrier()
+        self.order(Commit(session.number, session.joining_request, "join", tuple(ops)))
+
+    def _is_leftover(self, guid: str) -> bool:
+        """Of our own earlier life: the lock file says that it is over, the state file that it was ours."""
+        return self.lock_held and bool(guid) and guid == self._earlier_guid
+
+    _earlier_guid = ""
+
+    def _name_is_taken(self, standing: Presence) -> None:
+        version = self.view.presence_versions[self.settings.name]
+        if self._foreign_presence is None:
+            self._foreign_presence = (version, self.now)
+        first_version, since = self._foreign_presence
+        where = f"{standing.host or 'an unknown host'}, process {standing.pid}"
+        if version != first_version or self.now - since > self.settings.name_taken_s:
+            self.fail(2, f'the name "{self.settings.name}" is in use by a live agent on {where}: choose another')
+            return
+        self.reason = f"waiting for the session of an earlier agent of this name ({where}) to end"
+        self.arm("join", self.now + NAME_TAKEN_LOOK_S)
+
+    def _joined(self) -> None:
+        session = self.session
+        session.registered = True
+        self._earlier_guid = session.guid
+        self.save("guid", guid=session.guid)
+        self.arm("heartbeat", self.now)
+        self.order(Ready(f"joined {self.paths.base} as {self.settings.name}"))
+        self.look_at_all()
+
+    def _bootstrap(self) -> None:
+        """A new cluster: as soon as enough members are there they become its voters."""
+        view = self.view
+        if view.config.voters or self._bootstrap_request or not self.session.registered or self.stopping:
+            return
+        names = sorted(name for name, member in view.members.items() if member.voter and name in view.presences)
+        if len(names) < self.settings.bootstrap_expect:
+            self.reason = f"waiting for {self.settings.bootstrap_expect} members, {len(names)} are here"
+            return
+        config = ClusterConfig(
+            cluster_id=self.session.guid,
+            mode=self.settings.mode,
+            voters=tuple(names),
+            max_lag_bytes=self.settings.max_lag_bytes,
+            keep=view.config.keep,
+        )
+        ops = (Put(self.paths.config, merge_config(view.config_data, config), view.config_version),)
+        self._bootstrap_request = self.request()
+        self.order(Commit(self.session.number, self._bootstrap_request, "bootstrap", ops))
+
+    # --- heartbeats -------------------------------------------------------------------------------------------------
+
+    def heartbeat(self) -> None:
+        """One committed write: it alone proves that the ensemble hears us. At most one is in flight."""
+        session = self.session
+        if not session.connected or not session.registered or session.heartbeat_request:
+            return
+        ops: list[Op] = [Check(self.paths.epoch, self.view.ledger_version)] if self.leading else []
+        ops.append(Put(self.paths.presence(self.settings.name), encode(self.presence())))
+        session.heartbeat_request = self.request()
+        session.heartbeat_sent_at = self.now
+        self.order(Commit(session.number, session.heartbeat_request, "heartbeat", tuple(ops)))
+        interval_s = self.settings.heartbeat_s if self.leading else self.settings.presence_s
+        self.arm("heartbeat", self.now + interval_s)
+
+    def heartbeat_answered(self) -> None:
+        """Send the next one on its interval, or at once if it is overdue."""
+        self.session.heartbeat_request = 0
+        interval_s = self.settings.heartbeat_s if self.leading else self.settings.presence_s
+        self.arm("heartbeat", max(self.now, self.session.heartbeat_sent_at + interval_s))
+
+    def presence(self) -> Presence:
+        """Our account of ourselves."""
+        redis, info = self.redis, self.redis.info
+        return Presence(
+            name=self.settings.name,
+            guid=self.session.guid,
+            host=self.settings.host,
+            pid=self.settings.pid,
+            agent_version=self.settings.agent_version,
+            state=self.state,
+            epoch=self.epoch,
+            round=self.round.number,
+            redis=self.settings.redis,
+            redis_up=redis.up,
+            redis_version=info.version if info else "",
+            run_id=redis.run_id,
+            role=("primary" if info.is_primary else "replica") if info else "",
+            replid=info.replid if info else "",
+            offset_bytes=info.offset_bytes if info else -1,
+            primary=info.primary if info else None,
+            link_up=info.link_up if info else False,
+            intact=redis.intact,
+            keys=info.keys if info else 0,
+            restarts=self.restarts,
+            reason=self.reason or (self.round.reason if self.state in machine.CANDIDATE else ""),
+            at=self.wall_now,
+        )
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Read who leads, and the ballots."""
+        self._read_wanted = True
+
+    def look_at_all(self) -> None:
+        """Read everything, also the settings and the members."""
+        self._read_wanted = self._read_all = True
+
+    def barrier(self) -> int:
+        """A request number for a write about leadership. What was read before it is out of date when it arrives."""
+        self._barrier = self.request()
+        return self._barrier
+
+    def send_read(self) -> None:
+        """One read at a time; what changes meanwhile is read again after it."""
+        if not self._read_wanted or self._read_request or not self.session.connected or not self.session.ensured:
+            return
+        paths = self.paths
+        # The ledger before the leader: each later read is at least as new, so a leader that is missing behind epoch n
+        # is the leader of epoch n, gone.
+        names: tuple[str, ...] = (paths.epoch, paths.leader)
+        trees: tuple[str, ...] = (paths.ballots, paths.presences)
+        if self._read_all:
+            names, trees = (paths.config, *names), (*trees, paths.members)
+        self._read_wanted = self._read_all = False
+        self._read_request = self.request()
+        self.order(Read(self.session.number, self._read_request, paths=names, trees=trees))
+
+    def on_watch_fired(self, event: WatchFired) -> None:
+        if event.path in (self.paths.config, self.paths.members, self.paths.presences):
+            self.look_at_all()
+        else:
+            self.look()
+
+    def on_read_failed(self, event: ReadFailed) -> None:
+        if event.request == self._read_request:
+            self._read_request = 0
+            self.arm("look", self.now + RETRY_S)
+
+    def on_read_done(self, event: ReadDone) -> None:
+        if event.request != self._read_request:
+            return
+        self._read_request = 0
+        if event.request < self._barrier:
+            self.look_at_all()
+            return
+        try:
+            self._learn(event)
+        except Corrupt as error:
+            # Not ours to mend, and nothing to act on: keep the view that we have, out of date, and say so.
+            self.view.fresh = False
+            self.log("error", "unreadable_znode", problem=str(error))
+            self.reason = f"a znode cannot be read: {error}"
+            self.arm("look", self.now + self.settings.reread_s)
+            return
+        if self.session.registered:
+            self.view.fresh = True
+        self._join()
+        self._bootstrap()
+
+    def _learn(self, event: ReadDone) -> None:
+        view, paths = self.view, self.paths
+        if config := event.paths.get(paths.config):
+            view.config, view.config_data = decode_config(config.data), config.data
+            view.config_version = config.version
+            if self.record.cluster_id and view.config.cluster_id not in ("", self.record.cluster_id):
+                # The state file is about another cluster: it proves nothing here.
+                self.recorded = None
+        if paths.members in event.trees:
+            view.members = {name: decode_member(node.data) for name, node in event.trees[paths.members].items()}
+        presences = event.trees.get(paths.presences, {})
+        view.presences = {name: decode_presence(node.data) for name, node in presences.items()}
+        view.presence_versions = {name: node.version for name, node in presences.items()}
+        if ledger := event.paths.get(paths.epoch):
+            view.ledger, view.ledger_version = decode_ledger(ledger.data), ledger.version
+        leader = event.paths.get(paths.leader)
+        view.leader = decode_leader(leader.data) if leader else None
+        view.leader_owner = leader.ephemeral_owner if leader else 0
+        self._learn_ballots(event.trees.get(paths.ballots, {}))
+
+    def _learn_ballots(self, nodes: object) -> None:
+        assert isinstance(nodes, dict)
+        view, current, stale = self.view, {}, []
+        for name, node in nodes.items():
+            assert isinstance(node, Znode)
+            parts = split_ballot(name)
+            if parts is None:
+                continue
+            round_, member = parts
+            if member == self.settings.name:
+                # Also a ballot of an earlier life binds us: never follow a leader of a lower epoch.
+                self.promised_round = max(self.promised_round, round_)
+            if round_ == view.ledger.epoch + 1:
+                current[member] = decode_ballot(node.data)
+            elif round_ <= view.ledger.epoch:
+                stale.append(name)
+        view.ballots, view.stale_ballots = current, tuple(sorted(stale))
+
+    # --- answers ----------------------------------------------------------------------------------------------------
+
+    def clear_ballots(self) -> None:
+        """Ballots of rounds that are over may go, once somebody serves."""
+        view = self.view
+        if not view.stale_ballots or self._cleared_request or self.state != machine.SERVING:
+            return
+        ops = [Check(self.paths.epoch, view.ledger_version)]
+        ops += [Delete(f"{self.paths.ballots}/{name}") for name in view.stale_ballots]  # type: ignore[misc]
+        view.stale_ballots = ()
+        self._cleared_request = self.request()
+        self.order(Commit(self.session.number, self._cleared_request, "clear ballots", tuple(ops)))
+
+    def session_answer(self, event: CommitDone | CommitRefused | CommitUnknown) -> bool:
+        """Answers to joining, bootstrap, heartbeats and clearing up. False: it was none of them."""
+        session = self.session
+        if event.request == session.joining_request:
+            session.joining_request = 0
+            self._joining_answer(event)
+        elif event.request == session.heartbeat_request:
+            self.heartbeat_answered()
+            if isinstance(event, CommitRefused):
+                self._heartbeat_refused(event)
+        elif event.request == self._bootstrap_request:
+            self._bootstrap_request = 0
+            self.look_at_all()
+        elif event.request == self._cleared_request:
+            self._cleared_request = 0
+        else:
+            return False
+        return True
+
+    def _joining_answer(self, event: CommitDone | CommitRefused | CommitUnknown) -> None:
+        session = self.session
+        if isinstance(event, CommitDone):
+            if session.ensured:
+                self._joined()
+            else:
+                session.ensured = True
+                self.look_at_all()
+            return
+        if isinstance(event, CommitRefused) and event.error is ZkError.NO_AUTH:
+            self.fail(2, f"ZooKeeper refuses writes below {self.paths.base}: {event.detail or 'no permission'}")
+            return
+        self.arm("join", self.now + RETRY_S)
+
+    def _heartbeat_refused(self, event: CommitRefused) -> None:
+        if event.error is ZkError.BAD_VERSION and self.leading:
+            self.fire("deposed")
+            self.look_at_all()
+        elif event.error is ZkError.NO_NODE:
+            self.log("warning", "presence_missing", path=self.paths.presence(self.settings.name))
+            self.session.registered = False
+            self.view.fresh = False
+            self.look_at_all()
+
+    def try_to_join(self) -> None:
+        """The join timer: ensure or look again."""
+        if not self.session.connected or self.session.joining_request or self.session.registered:
+            return
+        if self.session.ensured:
+            self.look_at_all()
+        else:
+            self._ensure()
+
+    @property
+    def lease_deadline(self) -> float:
+        return self.lease.until if self.state in machine.PROVED or self.state == machine.YIELDING else inf

@@ -1,0 +1,183 @@
+"""The running agent: one queue, one owner, and adapters that only put events into the queue.
+
+The owner is the main thread. It takes an event, lets the core decide, hands the commands to the adapters, and never
+blocks on anything but the queue.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from redis_agent import logs
+from redis_agent.config import ConfigError, Settings
+from redis_agent.config_host import redis_settings, zookeeper_auth
+from redis_agent.coordination import Coordination
+from redis_agent.core.agent import Core
+from redis_agent.messages import (
+    CloseSession,
+    Command,
+    Commit,
+    Ensure,
+    Event,
+    Exit,
+    Log,
+    OpenSession,
+    Read,
+    Ready,
+    SaveState,
+    Started,
+    StopRequested,
+    Tick,
+)
+from redis_agent.process import end_process, is_alive
+from redis_agent.redis_adapter import RedisAdapter
+from redis_agent.redis_conf import LaunchRefused
+from redis_agent.state_file import LockHeld, StateFile, acquire_lock, load
+
+BROKEN_INVARIANT = 70
+OLD_REDIS_LIMIT_S = 10.0
+
+
+def boottime_s() -> float:
+    """The one clock: it does not jump, and goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def run(settings: Settings) -> int:
+    """Run the agent until it is told to stop, or must.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: this host cannot run it as configured.
+    """
+    state_dir = Path(settings.agent.state_dir)
+    try:
+        # Held for the life of the process: it proves that no other agent of this name runs on this host.
+        lock = acquire_lock(state_dir / "lock")
+    except LockHeld as held:
+        raise ConfigError("redis-agent", "[agent] state_dir", str(held), "stop it, or use another state_dir") from None
+    try:
+        return _Agent(settings, state_dir / "state.json").run()
+    finally:
+        lock.release()
+
+
+class _Agent:
+    """Wires core and adapters together."""
+
+    def __init__(self, settings: Settings, state_path: Path) -> None:
+        self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        post = self._queue.put
+        redis = redis_settings(settings)
+        self._core = Core(
+            settings.core(announce=redis.announce, host=socket.gethostname(), agent_version=_own_version())
+        )
+        self._coordination = Coordination(
+            hosts=settings.zookeeper.hosts,
+            session_timeout_s=settings.zookeeper.session_timeout_s,
+            post=post,
+            clock=boottime_s,
+            auth=zookeeper_auth(settings),
+        )
+        self._redis = RedisAdapter(
+            redis, post=post, clock=boottime_s, on_output=lambda line: logs.event("info", "redis", line=line)
+        )
+        self._state_path = state_path
+        self._state_file = StateFile(state_path, post)
+        self._exit_code: int | None = None
+
+    def run(self) -> int:
+        started = self._recover()
+        try:
+            self._redis.check()
+        except LaunchRefused as refused:
+            problem, _, remedy = str(refused).rpartition("; ")
+            raise ConfigError(
+                "redis-agent", "[redis]", problem or remedy, remedy if problem else "correct it"
+            ) from None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._queue.put(StopRequested()))
+        try:
+            return self._loop(started)
+        except BaseException as error:
+            # A broken invariant: nobody may go on trusting this process. A dead Redis accepts nothing.
+            logs.event("error", "broken_invariant", problem=f"{type(error).__name__}: {error}")
+            self._redis.close()
+            if isinstance(error, Exception):
+                logs.LOGGER.exception("broken_invariant")
+                return BROKEN_INVARIANT
+            raise
+        finally:
+            self._redis.close()
+            self._state_file.close()
+
+    def _recover(self) -> Started:
+        """What the agent's last life left behind."""
+        record, problem = load(self._state_path)
+        if problem:
+            logs.event("warning", "state_file", problem=problem)
+        alive = bool(record.redis_pid) and is_alive(record.redis_pid, record.redis_create_time)
+        if alive:
+            # It was to die with its agent, and holds the port until it has.
+            alive = not end_process(record.redis_pid, record.redis_create_time, OLD_REDIS_LIMIT_S)
+        offset_s = time.time() - boottime_s()
+        return Started(record=record, lock_held=True, old_redis_alive=alive, wall_offset_s=offset_s)
+
+    def _loop(self, started: Started) -> int:
+        event: Event = started
+        while self._exit_code is None:
+            for command in self._core.step(event, boottime_s()):
+                self._execute(command)
+            if self._exit_code is None:
+                event = self._next()
+        return self._exit_code
+
+    def _next(self) -> Event:
+        deadline = self._core.next_deadline()
+        timeout_s = None if deadline is None else max(0.0, deadline - boottime_s())
+        try:
+            return self._queue.get(timeout=timeout_s)
+        except queue.Empty:
+            return Tick()
+
+    def _execute(self, command: Command) -> None:
+        match command:
+            case Log():
+                logs.emit(command)
+            case OpenSession() | CloseSession() | Ensure() | Read() | Commit():
+                self._coordination.execute(command)
+            case SaveState():
+                self._state_file.execute(command)
+            case Ready():
+                _notify(f"READY=1\nSTATUS={command.status}")
+            case Exit():
+                self._exit_code = command.code
+            case _:
+                self._redis.execute(command)
+
+
+def _own_version() -> str:
+    try:
+        return version("redis-agent")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _notify(text: str) -> None:
+    """Tell systemd, if it asked to be told (sd_notify)."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.sendto(text.encode(), "\0" + path[1:] if path.startswith("@") else path)
+        except OSError as error:
+            logs.event("warning", "notify_failed", problem=str(error))

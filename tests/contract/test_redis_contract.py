@@ -1,0 +1,304 @@
+"""What the core relies on in a Redis and its adapter. The same tests run on the real ones and on the simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from redis_agent.messages import (
+    Fence,
+    Follow,
+    Freeze,
+    LiftFence,
+    PauseWrites,
+    Promote,
+    RedisDied,
+    RoleFailed,
+    Unpause,
+)
+from redis_agent.replication import NOWHERE
+from tests.contract.real_redis_driver import RealRedisDriver
+from tests.contract.redis_driver import RedisDriver, Server
+from tests.contract.sim_redis_driver import SimRedisDriver
+
+
+@pytest.fixture(params=["redis", "simulated"])
+def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisDriver]:
+    """Each implementation in turn."""
+    if request.param == "simulated":
+        yield SimRedisDriver()
+        return
+    real = RealRedisDriver(tmp_path)
+    yield real
+    real.close()
+
+
+def follow(driver: RedisDriver, follower: Server, primary: Server) -> None:
+    """Point it there and wait until it has everything, and until the primary counts it."""
+    follower.done(Follow, primary=primary.address)
+
+    def caught_up() -> bool:
+        info, seen = follower.info(), primary.info()
+        online = any(link.online and link.address == follower.address for link in seen.replicas)
+        return info.link_up and not info.syncing and online and info.offset_bytes >= seen.offset_bytes
+
+    driver.until(caught_up, "the follower is in sync")
+
+
+@pytest.fixture
+def alone(driver: RedisDriver) -> Server:
+    """One that was started and nothing else."""
+    return driver.server()
+
+
+@pytest.fixture
+def pair(driver: RedisDriver) -> tuple[Server, Server]:
+    """A primary that takes writes, and its replica, in sync and with some data."""
+    primary, replica = driver.server(), driver.server()
+    primary.lead()
+    assert primary.app().write() == "OK"
+    follow(driver, replica, primary)
+    return primary, replica
+
+
+def test_it_boots_as_a_fenced_replica_of_nowhere(alone: Server) -> None:
+    """An empty one: no backlog, and its applied offset is not that of its (missing) data."""
+    info = alone.info()
+    assert not info.is_primary
+    assert info.primary == NOWHERE
+    assert info.empty
+    assert not info.backlog
+    assert (info.offset_bytes, info.replica_offset_bytes) == (0, 1)
+    assert alone.app().write() == "READONLY"
+
+
+def test_frozen_and_promoted_it_is_fenced_until_lifted(alone: Server) -> None:
+    """Promote makes a backlog and tells the replid that stays; only LiftFence opens it, and Fence closes it again."""
+    before = alone.done(Freeze, kill_clients=True)
+    promoted = alone.done(Promote, run_id=before.run_id)
+    assert promoted.is_primary
+    assert promoted.backlog
+    assert promoted.replid != before.replid
+    assert promoted.replica_offset_bytes is None
+    app = alone.app()
+    assert app.write() == "NOREPLICAS"
+    alone.done(LiftFence, at_least=0)
+    assert app.write() == "OK"
+    assert alone.info().replid == promoted.replid
+    assert alone.info().offset_bytes > promoted.offset_bytes
+    alone.done(Fence)
+    assert app.write() == "NOREPLICAS"
+
+
+def test_a_follower_has_the_primarys_replid_and_offset(driver: RedisDriver, pair: tuple[Server, Server]) -> None:
+    """Both sides tell of the link; the replica's two offsets agree."""
+    primary, replica = pair
+    info = replica.info()
+    assert info.link_up
+    assert info.primary == primary.address
+    assert info.replid == primary.info().replid
+    assert info.offset_bytes == info.replica_offset_bytes
+    assert info.keys == primary.info().keys == 1
+    assert [link.address for link in primary.info().replicas] == [replica.address]
+
+
+def test_a_frozen_replica_keeps_its_position(driver: RedisDriver, pair: tuple[Server, Server]) -> None:
+    """It gets nothing any more, and later goes on from there without a full resync."""
+    primary, replica = pair
+    frozen = replica.done(Freeze, kill_clients=True)
+    assert primary.app().write() == "OK"
+    info = replica.info()
+    assert (info.replid, info.offset_bytes, info.replica_offset_bytes, info.keys) == (
+        primary.info().replid,
+        frozen.offset_bytes,
+        frozen.offset_bytes,
+        1,
+    )
+    assert info.primary == NOWHERE
+    assert replica.done(Freeze, kill_clients=True) == frozen, "freezing twice changes nothing"
+    follow(driver, replica, primary)
+    assert replica.info().keys == 2
+
+
+def test_a_frozen_primary_is_a_replica_at_its_own_position(driver: RedisDriver, pair: tuple[Server, Server]) -> None:
+    """Its offset stands, it feeds nobody who asks, and it takes no writes."""
+    primary, replica = pair
+    app = primary.app()
+    before = primary.info()
+    frozen = primary.done(Freeze, kill_clients=False)
+    assert not frozen.is_primary
+    assert (frozen.replid, frozen.offset_bytes) == (before.replid, before.offset_bytes)
+    assert frozen.replica_offset_bytes == frozen.offset_bytes
+    assert app.write() == "READONLY"
+    replica.done(Freeze, kill_clients=True)
+    replica.done(Follow, primary=primary.address)
+    assert not replica.info().link_up
+
+
+def test_promotion_shifts_the_replid_and_others_join_partially(
+    driver: RedisDriver, pair: tuple[Server, Server]
+) -> None:
+    """The old replid is valid up to the promotion: another replica and the old primary go on with their data."""
+    primary, replica = pair
+    third = driver.server()
+    follow(driver, third, primary)
+    for each in (primary, replica, third):
+        each.done(Freeze, kill_clients=True)
+    old = replica.info()
+    promoted = replica.lead()
+    assert promoted.replid != old.replid
+    assert (promoted.replid2, promoted.second_offset_bytes) == (old.replid, old.offset_bytes + 1)
+    for each in (primary, third):
+        follow(driver, each, replica)
+        info = each.info()
+        assert (info.replid, info.replid2) == (promoted.replid, old.replid), "a full resync would forget replid2"
+
+
+def test_a_diverged_primary_is_resynced_in_full(driver: RedisDriver, pair: tuple[Server, Server]) -> None:
+    """It wrote on after the other was promoted: its tail is gone, and it forgets its replid2."""
+    primary, replica = pair
+    replica.done(Freeze, kill_clients=True)
+    replica.lead()
+    app = primary.app()
+    assert [app.write() for _ in range(3)] == ["OK"] * 3
+    follow(driver, primary, replica)
+    info = primary.info()
+    assert (info.keys, info.replid2) == (1, "")
+
+
+def test_a_primary_without_enough_replicas_refuses_writes(driver: RedisDriver, pair: tuple[Server, Server]) -> None:
+    """min-replicas-to-write: with one attached a write goes through; once that one has frozen it doesn't."""
+    primary, replica = pair
+    app = primary.app()
+    primary.done(LiftFence, at_least=1)
+    assert app.write() == "OK"
+    primary.done(LiftFence, at_least=2)
+    assert app.write() == "NOREPLICAS"
+    primary.done(LiftFence, at_least=1)
+    replica.done(Freeze, kill_clients=True)
+    driver.until(lambda: not primary.info().replicas, "the primary sees it leave")
+    assert app.write() == "NOREPLICAS"
+
+
+def test_wait_counts_who_has_the_write(pair: tuple[Server, Server]) -> None:
+    """One replica has it; frozen, it acknowledges no more."""
+    primary, replica = pair
+    app = primary.app()
+    assert app.write() == "OK"
+    assert app.wait(1) == 1
+    replica.done(Freeze, kill_clients=True)
+    assert app.write() == "OK"
+    assert app.wait(1) == 0
+
+
+def test_a_freeze_closes_what_waits_and_kills_clients_if_told(pair: tuple[Server, Server]) -> None:
+    """A client's connection does not survive a freeze with kill_clients."""
+    primary, _ = pair
+    kept, killed = primary.app(), primary.app()
+    assert kept.write() == killed.write() == "OK"
+    frozen = primary.done(Freeze, kill_clients=False)
+    assert kept.write() == "READONLY"
+    primary.done(Freeze, kill_clients=True)
+    primary.done(Promote, run_id=frozen.run_id)
+    assert killed.wait(0) == -1
+
+
+def test_paused_writes_wait_and_are_executed_or_refused_afterwards(pair: tuple[Server, Server]) -> None:
+    """Unpaused, they run; demoted meanwhile, they are refused with READONLY and were not executed."""
+    primary, replica = pair
+    app = primary.app()
+    primary.done(PauseWrites, for_s=30.0)
+    assert app.write() == ""
+    primary.done(Unpause)
+    assert app.answer() == "OK"
+    keys = primary.info().keys
+    primary.done(PauseWrites, for_s=30.0)
+    assert app.write() == ""
+    primary.done(Freeze, kill_clients=False)
+    assert app.answer() == ""
+    primary.done(Follow, primary=replica.address)
+    assert app.answer() == "READONLY"
+    assert primary.info().keys == keys
+
+
+def test_a_promotion_is_bound_to_the_process(alone: Server) -> None:
+    """Another run id: refused, not executed."""
+    failed = alone.ask(Promote, run_id="f" * 40)
+    assert isinstance(failed, RoleFailed)
+    assert (failed.unknown, failed.late) == (False, False)
+    assert not alone.info().is_primary
+
+
+@pytest.mark.parametrize("kind", [Promote, LiftFence])
+def test_what_is_too_late_is_not_sent(alone: Server, kind: type) -> None:
+    """Past ``not_after`` nothing is done, and the answer says so."""
+    given: dict[str, object] = {"run_id": alone.info().run_id} if kind is Promote else {"at_least": 0}
+    failed = alone.ask(kind, not_after=0.0, **given)
+    assert isinstance(failed, RoleFailed)
+    assert (failed.unknown, failed.late) == (False, True)
+    assert not alone.info().is_primary
+
+
+def test_death_is_told_and_nothing_is_sent_to_the_dead(alone: Server) -> None:
+    """RedisDied with the signal; a role command after it was certainly not executed."""
+    died = alone.kill()
+    assert (died.status, died.was_up, died.ordered) == (-9, True, False)
+    failed = alone.ask(Fence)
+    assert isinstance(failed, RoleFailed)
+    assert not failed.unknown
+
+
+def test_a_restart_without_saved_data_is_empty(pair: tuple[Server, Server]) -> None:
+    """The primary of a cluster that saves nothing comes back empty, with another replid, at offset 0."""
+    primary, _ = pair
+    before = primary.info()
+    primary.kill()
+    up = primary.start()
+    assert up.info.run_id != before.run_id
+    assert up.info.empty
+    assert up.info.replid != before.replid
+    assert up.info.offset_bytes == 0
+
+
+def test_a_restart_from_an_rdb_keeps_the_position(driver: RedisDriver) -> None:
+    """Stopped in order it saves; it comes back as a replica at its old replid and offset, but without a backlog."""
+    primary, replica = driver.server(saves=True), driver.server(saves=True)
+    primary.lead()
+    assert primary.app().write() == "OK"
+    follow(driver, replica, primary)
+    before = replica.info()
+    died = replica.stop()
+    assert (died.status, died.ordered) == (0, True)
+    assert primary.app().write() == "OK"
+    replica.start()
+    driver.until(lambda: not replica.info().loading, "it has loaded")
+    info = replica.info()
+    assert (info.replid, info.offset_bytes, info.replica_offset_bytes) == (
+        before.replid,
+        before.offset_bytes,
+        before.offset_bytes,
+    )
+    assert (info.keys, info.backlog) == (1, False)
+    follow(driver, replica, primary)
+    assert replica.info().keys == 2
+
+
+def test_a_replica_of_a_replica(driver: RedisDriver, pair: tuple[Server, Server]) -> None:
+    """It has the same replid and gets the same data; the primary knows nothing of it."""
+    primary, replica = pair
+    third = driver.server()
+    follow(driver, third, replica)
+    assert primary.app().write() == "OK"
+    driver.until(lambda: third.info().keys == 2, "the write arrives by way of the replica")
+    assert third.info().replid == primary.info().replid
+    assert [link.address for link in primary.info().replicas] == [replica.address]
+
+
+def test_death_during_a_role_command_answers_it_too(alone: Server) -> None:
+    """Each request has its answer, whatever happens; here the process dies at once."""
+    alone.done(Freeze, kill_clients=True)
+    died = alone.stop()
+    assert isinstance(died, RedisDied)
+    assert died.ordered
