@@ -9,6 +9,7 @@ from redis_agent.core.settings import CoreSettings
 from redis_agent.messages import Delete
 from redis_agent.replication import Address
 from redis_agent.znodes import Leader, LeaderPhase, Paths, decode_leader
+from tests.sim import transcript
 from tests.sim.agent import Member
 from tests.sim.checker import Checker
 from tests.sim.clients import Client, Reader, Writer
@@ -149,9 +150,10 @@ class Cluster:
         lines = [f"leader: {self.leader()}"]
         for member in self.members.values():
             redis = member.site.redis
-            agent = member.agent
-            state = "agent down" if agent is None else f"{getattr(agent.core.snapshot(), 'state', '?')}"
-            lines.append(f"{member.name}: {state}; redis {redis.info() if redis is not None else 'down'}")
+            snapshot = member.agent.core.snapshot() if member.agent is not None else None
+            state = "agent down" if snapshot is None else f"{snapshot.state} ({snapshot.reason})"
+            lines.append(f"{member.name}: {state}; redis {'down' if redis is None else transcript.info(redis.info())}")
+            lines.append(f"   state file: {transcript.record(member.record)}; disk: {member.site.disk.describe()}")
         return "\n".join(lines)
 
     # -- faults, for directed scenarios -----------------------------------------------------------------------------

@@ -47,6 +47,10 @@ class Disk:
     dump: Snapshot | None = None
     aof: list[int] = field(default_factory=list)
 
+    def describe(self) -> str:
+        dump = f"dump of {len(self.dump.data)} at {self.dump.replid[:6]}@{self.dump.offset}" if self.dump else "no dump"
+        return f"{self.mode}, {dump}, AOF of {len(self.aof)}"
+
     def wipe(self) -> None:
         self.dump = None
         self.aof = []
@@ -78,12 +82,20 @@ class Stream:
         self.ends.append(end)
         self.ids.append(entry)
         self.sizes.append(size)
-        if len(self.ends) > 2 * self.limit:
-            cut = self.limit
+
+    @property
+    def over_long(self) -> bool:
+        return len(self.ends) > 2 * self.limit
+
+    def trim(self, needed: int) -> None:
+        """Forget the oldest entries beyond the limit, but none behind the offset ``needed``."""
+        cut = min(len(self.ends) - self.limit, bisect_right(self.ends, needed))
+        if cut > 0:
             self.start, self.start_size = self.ends[cut - 1], self.sizes[cut - 1]
             del self.ends[:cut], self.ids[:cut], self.sizes[:cut]
 
     def after(self, offset: int) -> tuple[list[int], list[int]]:
+        assert offset >= self.start, "what a replica still needs was forgotten"
         first = bisect_right(self.ends, offset)
         return self.ends[first:], self.ids[first:]
 

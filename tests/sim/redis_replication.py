@@ -73,6 +73,12 @@ class Replication:
             self.stream.append(self.offset, entry, len(self.data))
             for link in self.links:
                 self._pump(link)
+            self._trim()
+
+    def _trim(self) -> None:
+        """What a replica's connection still has to send is kept, however long that takes."""
+        if self.stream is not None and self.stream.over_long:
+            self.stream.trim(min((link.sent for link in self.links if link.streaming), default=self.offset))
 
     def _pump(self, link: ReplLink) -> None:
         """Send what the replica has not got; one batch at a time is on its way."""
@@ -98,9 +104,9 @@ class Replication:
             self.stream.append(end, entry, len(self.data))
         for other in self.links:
             self._pump(other)
+        self._trim()
         self.watcher.advanced(self.whole)
-        if link.primary.process.alive:
-            link.primary._pump(link)
+        link.primary.process.run(link.primary._pump, link)
 
     @property
     def whole(self) -> SimRedis:

@@ -21,6 +21,7 @@ from redis_agent.messages import (
     ReadDone,
     SaveState,
     Started,
+    StateRecord,
     StateSaved,
     Znode,
 )
@@ -64,15 +65,18 @@ def describe(message: Event | Command) -> str:
         case Ensure():
             return f"{name} {' '.join(path for path, _ in message.nodes)}"
         case SaveState() | Started():
-            record = message.record
-            kept = [f"{f.name}={getattr(record, f.name)}" for f in fields(record) if getattr(record, f.name)]
-            return f"{name} {' '.join(kept)}"
+            return f"{name} {record(message.record)}"
     parts = [
         f"{field.name}={_value(getattr(message, field.name))}"
         for field in fields(message)
         if field.name not in _HIDDEN and getattr(message, field.name) not in ((), None, "", False)
     ]
     return f"{name} {' '.join(parts)}".rstrip()
+
+
+def record(kept: StateRecord) -> str:
+    """A state file."""
+    return " ".join(f"{field.name}={getattr(kept, field.name)}" for field in fields(kept) if getattr(kept, field.name))
 
 
 def _read(done: ReadDone) -> str:
@@ -125,7 +129,7 @@ def _last(path: str) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, RedisInfo):
-        return _info(value)
+        return info(value)
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, tuple):
@@ -133,7 +137,8 @@ def _value(value: Any) -> str:
     return getattr(value, "value", None) or str(value)
 
 
-def _info(info: RedisInfo) -> str:
+def info(info: RedisInfo) -> str:
+    """INFO in a few words."""
     role = "primary" if info.is_primary else f"replica of {info.primary}"
     flags = [name for name in ("link_up", "syncing", "loading", "backlog") if getattr(info, name)]
     applied = info.replica_offset_bytes

@@ -37,7 +37,6 @@ class RedisCare(Sessions):
     def start_redis(self) -> None:
         self.redis = LocalRedis(self.redis.incarnation + 1)
         self.redis_is_gone = False
-        self.followed = None
         self.fence_due = inf
         self.role_requests.clear()
         self.order(StartRedis(self.redis.incarnation))

@@ -257,7 +257,7 @@ class LocalCluster:
             return False
         info = self.members[name].info()
         if name == leader.name:
-            return info.get("role") == "master" and presence.state == "leader"
+            return info.get("role") == "master" and presence.state == "leader.serving"
         return (
             info.get("role") == "slave"
             and info.get("master_port") == leader.address.port
@@ -295,7 +295,7 @@ def _default_settings(cluster: str, root: str, hosts: str, size: int, tick_s: fl
         "cluster": {"name": cluster, "root": root, "bootstrap_expect": size},
         "zookeeper": {"hosts": hosts, "tick_s": tick_s, "session_timeout_s": session_timeout_s},
         "timing": {"heartbeat_s": min(0.5, tick_s / 4)},
-        "log": {"level": "debug"},
+        "log": {"level": "info"},
     }
 
 
