@@ -111,9 +111,7 @@ def _row(sources: str | tuple[str, ...], trigger: str, dest: str, actions: str, 
 
 _TABLE: tuple[Row, ...] = (
     # --- finding out who leads ---
-    _row(
-        CONNECTING, "no_leader", FREEZING, "freeze", "nobody leads: freeze first, so that the vote stays true"
-    ),
+    _row(CONNECTING, "no_leader", FREEZING, "freeze", "nobody leads: freeze first, so that the vote stays true"),
     _row(CONNECTING, "leader_takes", FREEZING, "freeze", "a takeover is under way: await its outcome frozen"),
     _row(CONNECTING, "leader_serves", FOLLOWER, "follow", "another member serves: replicate from it"),
     _row(CONNECTING, "leader_is_ours", SERVING, "lift_fence", "same session, same Redis, still our leader: resume"),
@@ -124,9 +122,7 @@ _TABLE: tuple[Row, ...] = (
     _row((FREEZING, VOTING), "round_over", FREEZING, "freeze", "a new round needs a new ballot"),
     _row(CANDIDATE, "redis_lost", FREEZING, "cast_empty_ballot", "tell that there is no Redis here to wait for"),
     _row(CANDIDATE, "leader_serves", FOLLOWER, "follow", "the election is decided: replicate from its winner"),
-    _row(
-        (FREEZING, VOTING), "leader_is_ours", FREEZING, "freeze", "a claim that we gave up was committed: resign"
-    ),
+    _row((FREEZING, VOTING), "leader_is_ours", FREEZING, "freeze", "a claim that we gave up was committed: resign"),
     _row(CANDIDATE, "unfit", FREEZING, "freeze", "leader is ours, but not for this Redis: freeze, vote, resign"),
     _row(VOTING, "elected", CLAIMING, "claim", "enough intact ballots are not ahead of ours"),
     _row(CLAIMING, "claim_won", TAKING_OVER, "promote", "the epoch is ours: promote, still fenced"),
@@ -165,9 +161,7 @@ _TABLE: tuple[Row, ...] = (
     # --- leaving ---
     _row(SERVING, "stop", HANDING_OVER, "pause_writes", "writes wait until a successor has everything"),
     _row(HANDING_OVER, "caught_up", RESIGNING, "freeze_quietly", "final position: nothing can be written any more"),
-    _row(
-        HANDING_OVER, "stop_again", RESIGNING, "freeze_quietly", "do not wait for a successor, but fence"
-    ),
+    _row(HANDING_OVER, "stop_again", RESIGNING, "freeze_quietly", "do not wait for a successor, but fence"),
     _row(RESIGNING, "frozen", RESIGNING, "resign", "testify the final position and give up leader in one transaction"),
     _row(RESIGNING, "resigned", YIELDING, "await_successor", "waiting writes wait on until somebody can take them"),
     _row(

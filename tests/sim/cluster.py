@@ -142,6 +142,11 @@ class Cluster:
             for redis in servers
         )
 
+    def settled(self) -> bool:
+        """All follow, and every agent knows that its own Redis is intact."""
+        agents = [member.agent for member in self.members.values()]
+        return self.all_follow() and all(agent is not None and agent.core.snapshot().intact for agent in agents)
+
     def others(self, member: Member) -> list[Member]:
         return [other for other in self.members.values() if other is not member]
 

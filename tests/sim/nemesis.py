@@ -79,9 +79,10 @@ class Nemesis:
         for member in self.cluster.members.values():
             if member.agent is not None:
                 member.agent.process.cont()
-            if member.site.redis is not None:
-                member.site.redis.process.cont()
-                member.site.redis.load_fails = False
+            redis = member.site.redis
+            if redis is not None:
+                redis.load_fails = False
+                redis.process.cont()
             member.start()
 
     def _exited(self, member: Member, code: int) -> None:

@@ -99,6 +99,7 @@ class RedisCare(Sessions):
         self._check_drift(dict(event.drift))
         self._check_role(event.info)
         self._prove_intact(event.info)
+        self.remember_position(event.info)
         self.arm("probe", self.now + self.settings.probe_s)
 
     def on_probe_failed(self, event: ProbeFailed) -> None:
@@ -206,7 +207,6 @@ class RedisCare(Sessions):
             self.arm("probe", self.now + min(self.settings.probe_s, 0.1))
             return
         if redis.intact:
-            self._remember_position(info)
             return
         if redis.proof is not None:
             epoch, replid, offset_bytes = redis.proof
@@ -214,7 +214,6 @@ class RedisCare(Sessions):
                 redis.intact = True
                 self.log("info", "intact", epoch=epoch, offset_bytes=info.offset_bytes)
                 self.save("intact", cluster_id=self.view.config.cluster_id)
-                self._remember_position(info)
                 self.arm("heartbeat", self.now)
             return
         if not redis.remote_request:
@@ -233,9 +232,9 @@ class RedisCare(Sessions):
             redis.proof = (leader.epoch, info.replid, info.offset_bytes)
             self.arm("probe", self.now)
 
-    def _remember_position(self, info: RedisInfo) -> None:
+    def remember_position(self, info: RedisInfo) -> None:
         """For the order among members that all restart from an AOF, which forgets replid and offset."""
-        found = self.resolved(info)
+        found = self.resolved(info) if self.redis.intact else None
         if found is not None and info.keys > 0:
             self.recorded = found
             if "save_state" not in self.timers:
@@ -246,6 +245,11 @@ class RedisCare(Sessions):
             position = self.recorded
             if (self.record.epoch, self.record.offset_bytes) != (position.epoch, position.offset_bytes):
                 self.save("position", epoch=position.epoch, offset_bytes=position.offset_bytes)
+
+    def save_promise(self) -> None:
+        """The ballot binds our next life while it stands; now that it may be cleared, the state file does."""
+        if self.record.promised_round < self.promised_round:
+            self.save("promise", promised_round=self.promised_round)
 
     def knows_its_data(self) -> bool:
         """Whether following a leader may overwrite what we have: it is empty, or it is of this cluster."""
@@ -286,6 +290,7 @@ class RedisCare(Sessions):
         self.fenced()
         if info is not None:
             self._observe(info)
+        self.save_promise()
         self.arm("probe", self.now)
 
     def follow_failed(self) -> None:
@@ -312,8 +317,8 @@ class RedisCare(Sessions):
         self.log("info", "fence_lifted", epoch=self.epoch)
         if info is not None:
             self._observe(info)
-            position = self.resolved(info)
-            self.recorded = position if position and info.keys else self.recorded
+            self.remember_position(info)
+        self.save_promise()
 
     def lift_failed(self, *, late: bool) -> None:
         # Late: the lease is over, and its end has its own row. Otherwise the fence may be up or down: not a leader.

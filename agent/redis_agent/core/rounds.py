@@ -22,7 +22,7 @@ from redis_agent.messages import (
     Promote,
     Put,
 )
-from redis_agent.replication import RedisInfo, with_served
+from redis_agent.replication import Position, RedisInfo, with_served
 from redis_agent.znodes import Leader, LeaderPhase, encode
 
 PROMOTIONS_KEPT = 8
@@ -68,6 +68,7 @@ class Rounds(RedisCare):
         # A full resync whose load failed leaves the old replid and offset beside other data, but no cached primary.
         whole = not info.loading and info.replica_offset_bytes == info.offset_bytes
         self.round.intact = redis.intact = redis.intact and whole
+        self.remember_position(info)
         self.log("info", "frozen", offset_bytes=info.offset_bytes, intact=redis.intact, round=self.round.number)
         if info.loading:
             self.arm("retry_role", self.now + RETRY_ROLE_S)
@@ -108,7 +109,7 @@ class Rounds(RedisCare):
                 replid2=info.replid2,
                 second_offset_bytes=info.second_offset_bytes,
                 offset_bytes=info.offset_bytes,
-                recorded=self.recorded if info.keys else None,
+                recorded=self._recorded() if info.keys else None,
             )
         )
 
@@ -116,6 +117,12 @@ class Rounds(RedisCare):
         """There is no Redis here: nobody need wait for it. A leader resigns with it."""
         self.round = Round(number=self.view.ledger.epoch + 1)
         self._cast(self._empty_ballot())
+
+    def _recorded(self) -> Position | None:
+        """From the state file; one that only proves that the data are of this cluster puts them last."""
+        if self.recorded is None and self.record.cluster_id and self.record.cluster_id == self.view.config.cluster_id:
+            return Position(0, 0)
+        return self.recorded
 
     def _empty_ballot(self) -> Ballot:
         return Ballot(
