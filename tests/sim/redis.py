@@ -96,6 +96,8 @@ class SimRedis(Replication):
         if loads:
             self.loading = True
             self.process.after(watcher.load_s(len(loads)), self._booted, loads)
+        else:
+            self._booted([])
 
     # -- the process ------------------------------------------------------------------------------------------------
 

@@ -232,7 +232,8 @@ class Replication:
             self.watcher.forgot(self.whole)
             return
         self.data, self.dropped = list(snapshot.data), []
-        self.site.disk.aof = self.data
+        if self.site.disk.mode == "aof":
+            self.site.disk.aof = self.data
         self.replid, self.offset = snapshot.replid, snapshot.offset
         self.replid2, self.second = "", -1
         self.make_stream()

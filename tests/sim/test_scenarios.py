@@ -29,7 +29,7 @@ def begin() -> Iterator[Begin]:
 
     yield make
     for cluster in made:
-        print("\n".join(cluster.world.lines[-400:]))
+        print("\n".join(cluster.world.lines[-2000:]))
 
 
 class App:
@@ -363,7 +363,9 @@ def test_a_partitioned_leader_and_clients_on_both_sides(begin: Begin, seed: int)
         cluster.run(3.0)
         assert len(cluster.checker.confirmed) > before, "the majority confirms writes"
         cluster.net.heal(cut)
-        cluster.until("the old leader follows and is intact", cluster.settled)
+        cluster.until("the old leader follows", cluster.all_follow)
+        cluster.run(2.0)  # its agent may take a probe to learn that its data were exchanged
+        cluster.until("it is intact", cluster.settled)
     cluster.stop_clients()
     cluster.until("all are in sync", cluster.in_sync)
     for member in cluster.members.values():

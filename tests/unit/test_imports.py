@@ -169,7 +169,6 @@ def test_run_loads_nothing_that_only_terminals_use() -> None:
     modules_loaded = loaded("import redis_agent.cli.main, redis_agent.cli.run, redis_agent.runtime")
     unwanted = {
         "rich",
-        "asyncio",
         "redis_agent.lab",
         "redis_agent.demo",
         "redis_agent.client",

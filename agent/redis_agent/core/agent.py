@@ -148,6 +148,8 @@ class Core(Leaving):
                 self.fire("caught_up")
             case "yield":
                 self.fire("yield_over")
+            case "save_guid":
+                self.save("guid")
             case "save_state":
                 self.save_position()
             case "close":
@@ -288,8 +290,10 @@ class Core(Leaving):
         if event.error:
             self.log("error", "state_not_saved", problem=event.error)
             if what == "guid":
-                self.save("guid")
-            return
+                self.arm("save_guid", self.now + self.settings.save_state_s)
+                return
+        if what == "proof":
+            self.retry_follow()
         if what == "guid" and self.record.guid == self.session.guid:
             self.session.guid_saved = True
 
@@ -302,7 +306,9 @@ class Core(Leaving):
         if not self.proved:
             return
         leader = self.view.leader
-        if leader is None:
+        if self.state == machine.RESIGNING and (leader is None or self.owns_leader):
+            self.recast_if_due()
+        elif leader is None:
             self._consider_no_leader()
         elif self.owns_leader:
             self._consider_own()
@@ -325,8 +331,8 @@ class Core(Leaving):
             elif self.state == machine.VOTING:
                 self.consider_election()
             elif not self.redis.up:
-                self.recast()
-        elif self.state != machine.RESIGNING and not self.stopping:
+                self.recast_if_due()
+        elif not self.stopping:
             self.fire("no_leader")
 
     def _may_vote(self) -> bool:

@@ -213,7 +213,6 @@ class RedisCare(Sessions):
             if epoch == leader.epoch and replid == info.replid and info.offset_bytes >= offset_bytes:
                 redis.intact = True
                 self.log("info", "intact", epoch=epoch, offset_bytes=info.offset_bytes)
-                self.save("intact", cluster_id=self.view.config.cluster_id)
                 self.arm("heartbeat", self.now)
             return
         if not redis.remote_request:
@@ -278,6 +277,11 @@ class RedisCare(Sessions):
     def _order_follow(self) -> None:
         assert self.followed is not None
         if not self.redis.up or self.redis.killed:
+            return
+        cluster_id = self.view.config.cluster_id
+        if self.record.cluster_id != cluster_id:
+            # From here on our data are this cluster's: the state file must prove it before they are on disk.
+            self.save("proof", cluster_id=cluster_id)
             return
         self.redis.followed = True
         self.redis.proof = None

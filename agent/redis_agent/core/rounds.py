@@ -171,6 +171,10 @@ class Rounds(RedisCare):
             self.arm("recast", self.now + RETRY_ROLE_S)
         self.look()
 
+    def recast_if_due(self) -> None:
+        if "recast" not in self.timers:
+            self.recast()
+
     def recast(self) -> None:
         """The ballot's outcome was not good, and what was read since has not changed the round: again."""
         if self.round.cast_at is not None or self.round.ballot_request or not self.proved:
@@ -189,8 +193,7 @@ class Rounds(RedisCare):
         if view.leader is not None or not self.session.guid_saved:
             return
         if round_.cast_at is None:
-            if not round_.ballot_request and "recast" not in self.timers:
-                self.recast()
+            self.recast_if_due()
             return
         live = frozenset(view.presences)
         voters = frozenset(view.config.voters)
@@ -323,7 +326,7 @@ class Rounds(RedisCare):
             return
         self.redis.info = info
         promotions = (*self.record.promotions, (info.replid, self.epoch))[-PROMOTIONS_KEPT:]
-        self.save("promotion", promotions=promotions)
+        self.save("promotion", promotions=promotions, cluster_id=self.view.config.cluster_id)
         self.log("info", "promoted", epoch=self.epoch, offset_bytes=info.offset_bytes)
         self.fire("promoted")
 
@@ -368,7 +371,6 @@ class Rounds(RedisCare):
                 self.disarm("takeover")
                 self.log("info", "served", epoch=self.epoch)
                 self.fire("served")
-                self.save("served", cluster_id=view.config.cluster_id)
         elif isinstance(event, CommitRefused) and self.state == machine.TAKING_OVER:
             self.fire("deposed")
         self.look()
