@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from tests.sim.agent import Member
     from tests.sim.cluster import Cluster
 
-LONG_PAUSE_S = 2.5
-"""An agent that is stopped for longer may pass the end of its lease, and nothing else fences its Redis yet."""
+FENCE_TIME_S = 0.3
+"""How long before the end of its lease a stopped agent is continued: it has to fence its Redis by itself."""
 
 
 class Nemesis:
@@ -150,13 +150,16 @@ class Nemesis:
             self.world.after(for_s, redis.process.cont)
 
     def pause_agent(self) -> None:
+        """SIGSTOP. One that may have to fence is continued before its lease ends, as long as there is no guard."""
         member = self._member()
         agent = member.agent
-        if agent is None or member.name in self.busy or self._is_cut(member.site.name):
+        if agent is None or member.name in self.busy:
             return
-        for_s = self._time((0.01, 0.5), (0.5, LONG_PAUSE_S))
-        if self.long_pauses and self.world.chance(0.3):
-            for_s = self.world.uniform(LONG_PAUSE_S, 12.0)
+        for_s = self._time((0.01, 0.5), (0.5, 12.0))
+        if self._may_serve(member) and not self.long_pauses:
+            for_s = min(for_s, agent.core.snapshot().lease_until - self.world.now - FENCE_TIME_S)
+            if for_s <= 0.0:
+                return
         self._log(f"stops the agent of {member.name} for {for_s:.3f} s")
         self.busy.add(member.name)
         agent.process.stop()
@@ -167,6 +170,11 @@ class Nemesis:
             agent.process.cont()
 
         self.world.after(for_s, resume)
+
+    def _may_serve(self, member: Member) -> bool:
+        """Its Redis is a primary, or is about to be one."""
+        leader, redis = self.cluster.leader(), member.site.redis
+        return (leader is not None and leader.name == member.name) or (redis is not None and redis.is_primary)
 
     def stop_agent(self, member: Member | None = None) -> None:
         member = member or self._member()
@@ -207,9 +215,6 @@ class Nemesis:
 
     # -- network ----------------------------------------------------------------------------------------------------
 
-    def _is_cut(self, host: str) -> bool:
-        return any(host in link for link in self.net.cuts)
-
     def _cut(self, links: list[Link], for_s: float, what: str) -> None:
         self._log(f"{what} for {for_s:.3f} s")
         cut = self.net.cut(links)
@@ -221,38 +226,28 @@ class Nemesis:
             self.net.heal(links)
 
     def cut_zookeeper(self) -> None:
-        name = self._free_member()
-        if name is not None:
-            links = both([name], list(self.cluster.ensemble.names))
-            self._cut(links, self._time((0.01, 3.0), (3.0, 15.0)), f"cuts {name} off from ZooKeeper")
+        name = self._member().name
+        links = both([name], self.cluster.ensemble.names)
+        self._cut(links, self._time((0.01, 3.0), (3.0, 15.0)), f"cuts {name} off from ZooKeeper")
 
     def cut_replies(self) -> None:
-        name = self._free_member()
-        if name is not None:
-            links = [(server, name) for server in self.cluster.ensemble.names]
-            self._cut(links, self._time((0.01, 3.0), (3.0, 15.0)), f"ZooKeeper's replies do not reach {name}")
-
-    def _free_member(self) -> str | None:
-        """One whose agent is not stopped: a stopped agent can't fence when its lease ends early."""
         name = self._member().name
-        return None if name in self.busy and not self.long_pauses else name
+        links = [(server, name) for server in self.cluster.ensemble.names]
+        self._cut(links, self._time((0.01, 3.0), (3.0, 15.0)), f"ZooKeeper's replies do not reach {name}")
 
     def _hosts(self) -> list[str]:
         return [*self.cluster.members, *(client.name for client in self.cluster.clients)]
 
     def isolate_host(self) -> None:
-        name = self._free_member()
-        if name is not None:
-            rest = [host for host in (*self._hosts(), *self.cluster.ensemble.names) if host != name]
-            self._cut(both([name], rest), self._time((0.05, 3.0), (3.0, 15.0)), f"isolates {name}")
+        name = self._member().name
+        rest = [host for host in (*self._hosts(), *self.cluster.ensemble.names) if host != name]
+        self._cut(both([name], rest), self._time((0.05, 3.0), (3.0, 15.0)), f"isolates {name}")
 
     def partition(self) -> None:
         """Members and clients fall in two parts; ZooKeeper still reaches them all, or one side only."""
         hosts = self._hosts()
         side = [host for host in hosts if self.world.chance(0.5)]
         rest = [host for host in hosts if host not in side]
-        if any(host in self.busy for host in side) and not self.long_pauses:
-            return
         links = both(side, rest)
         without_zookeeper = self.world.chance(0.4)
         if without_zookeeper:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from math import inf
 
 from redis_agent import machine
@@ -121,39 +123,39 @@ class Core(Leaving):
             self._timer(name)
 
     def _timer(self, name: str) -> None:
-        match name:
-            case "heartbeat":
-                self.heartbeat()
-            case "probe":
-                self.probe()
-            case "restart":
-                self.start_redis()
-            case "look":
-                self.look_at_all()
-            case "reread":
-                # Should a watch ever be lost, this still converges.
-                self.look_at_all()
-                self.arm("reread", self.now + self.settings.reread_s)
-            case "join":
-                self.try_to_join()
-            case "retry_role":
-                self.retry_freeze()
-                self.retry_follow()
-            case "recast":
-                self.recast()
-            case "takeover":
-                self.log("error", "takeover_overdue", epoch=self.epoch)
-                self.fire("unfit")
-            case "handover":
-                self.fire("caught_up")
-            case "yield":
-                self.fire("yield_over")
-            case "save_guid":
-                self.save("guid")
-            case "save_state":
-                self.save_position()
-            case "close":
-                self.fire("session_closed")
+        """What is due. A timer's name is that of the wait that it bounds, or of the work that it repeats."""
+        work: dict[str, Callable[[], None]] = {
+            "heartbeat": self.heartbeat,
+            "probe": self.probe,
+            "restart": self.start_redis,
+            "look": self.look_at_all,
+            "reread": self._reread,
+            "join": self.try_to_join,
+            "retry_role": self._retry_role,
+            "recast": self.recast,
+            "save_guid": partial(self.save, "guid"),
+            "save_state": self.save_position,
+            "takeover": self._takeover_overdue,
+            "handover": partial(self.fire, "caught_up"),
+            "yield": partial(self.fire, "yield_over"),
+            "close": partial(self.fire, "session_closed"),
+        }
+        # "election" only makes the core look at the ballots again, which it does after every event.
+        if name in work:
+            work[name]()
+
+    def _reread(self) -> None:
+        """Should a watch ever be lost, this still converges."""
+        self.look_at_all()
+        self.arm("reread", self.now + self.settings.reread_s)
+
+    def _retry_role(self) -> None:
+        self.retry_freeze()
+        self.retry_follow()
+
+    def _takeover_overdue(self) -> None:
+        self.log("error", "takeover_overdue", epoch=self.epoch)
+        self.fire("unfit")
 
     # --- events -----------------------------------------------------------------------------------------------------
 
@@ -211,7 +213,7 @@ class Core(Leaving):
             self.ballot_answered(event)
         elif event.request == self.round.claim_request:
             self.claim_answered(event)
-        elif event.request == self._serve_request:
+        elif event.request == self.taking_over_request:
             self.serve_answered(event)
         else:
             # A claim or ballot that was given up meanwhile: see what became of it.
@@ -352,7 +354,7 @@ class Core(Leaving):
 
     def _serve_unknown(self) -> bool:
         leader = self.view.leader
-        return not self._serve_request and leader is not None and leader.phase == LeaderPhase.SERVING
+        return not self.taking_over_request and leader is not None and leader.phase == LeaderPhase.SERVING
 
     def _settle_serve(self) -> None:
         """The reply to ``serve`` was lost, but it was committed."""

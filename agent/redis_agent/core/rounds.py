@@ -32,7 +32,6 @@ class Rounds(RedisCare):
     """Takes part in elections, and takes over when it wins."""
 
     _resign_request = 0
-    _serve_request = 0
     _verdict: Verdict | None = None
 
     # --- freeze and ballot ------------------------------------------------------------------------------------------
@@ -165,11 +164,12 @@ class Rounds(RedisCare):
                 self.view.leader = None
             if self.state == machine.RESIGNING:
                 self.fire("resigned")
+            # The watch that the last read armed tells of the others' ballots, and of this one.
         else:
             self.log("info", "ballot_refused", round=self.round.number, answer=type(event).__name__)
             self.view.fresh = False
             self.arm("recast", self.now + RETRY_ROLE_S)
-        self.look()
+            self.look()
 
     def recast_if_due(self) -> None:
         if "recast" not in self.timers:
@@ -290,7 +290,6 @@ class Rounds(RedisCare):
             view.leader, view.leader_owner = self._claimed_leader, self.session.zk_id
             self.log("info", "claimed", epoch=self.round.claim_epoch)
             self.fire("claim_won")
-            self.look()
         elif isinstance(event, CommitRefused):
             self.log("info", "claim_refused", epoch=self.round.claim_epoch, error=event.error.value)
             # What the verdict rested on is out of date.
@@ -310,7 +309,6 @@ class Rounds(RedisCare):
         self.epoch = self.view.ledger.epoch
         self.followed = None
         self.arm("takeover", self.now + self.settings.takeover_s)
-        self.arm("heartbeat", self.now)
         if evidence is None or not redis.up or evidence.run_id != redis.run_id:
             self.fire("unfit")
             return
@@ -340,8 +338,8 @@ class Rounds(RedisCare):
             Put(self.paths.epoch, encode(self._served_ledger), view.ledger_version),
             Put(self.paths.leader, encode(self._served_leader)),
         )
-        self._serve_request = self.barrier()
-        self.order(Commit(self.session.number, self._serve_request, "serve", ops, not_after=self.lease.until))
+        self.taking_over_request = self.barrier()
+        self.order(Commit(self.session.number, self.taking_over_request, "serve", ops, not_after=self.lease.until))
 
     def _announcement(self, replid: str) -> Leader:
         config = self.view.config
@@ -360,7 +358,7 @@ class Rounds(RedisCare):
         )
 
     def serve_answered(self, event: CommitDone | CommitRefused | CommitUnknown) -> None:
-        self._serve_request = 0
+        self.taking_over_request = 0
         if isinstance(event, CommitDone):
             view = self.view
             view.ledger, view.ledger_version = self._served_ledger, event.versions[0]
@@ -373,7 +371,8 @@ class Rounds(RedisCare):
                 self.fire("served")
         elif isinstance(event, CommitRefused) and self.state == machine.TAKING_OVER:
             self.fire("deposed")
-        self.look()
+        else:
+            self.look()
 
     def fit_to_resume(self) -> bool:
         """``leader`` is ours: is it for this Redis, and as far as it was when it last served?"""

@@ -57,9 +57,12 @@ class Sessions(Base):
     _read_request = 0
     _read_wanted = False
     _read_all = False
+    _read_ballots = False
     _barrier = 0
     _bootstrap_request = 0
     _cleared_request = 0
+    taking_over_request = 0
+    """Of the ``serve`` transaction in flight."""
     _foreign_presence: tuple[int, float] | None = None
 
     # --- life of a session ------------------------------------------------------------------------------------------
@@ -70,8 +73,8 @@ class Sessions(Base):
         self.session = Session(self.session.number + 1)
         self.view = View()
         self.round.claim_request = self.round.ballot_request = 0
-        self._read_request = self._bootstrap_request = 0
-        self._read_wanted = self._read_all = False
+        self._read_request = self._bootstrap_request = self._cleared_request = self.taking_over_request = 0
+        self._read_wanted = self._read_all = self._read_ballots = False
         for timer in ("heartbeat", "reread", "join"):
             self.disarm(timer)
         self.order(OpenSession(self.session.number))
@@ -295,9 +298,21 @@ class Sessions(Base):
 
     def send_read(self) -> None:
         """One read at a time; what changes meanwhile is read again after it."""
-        if not self._read_wanted or self._read_request or not self.session.connected or not self.session.ensured:
+        wanted = self._read_wanted or self._read_ballots
+        if not wanted or self._read_request or not self.session.connected or not self.session.ensured:
             return
         paths = self.paths
+        if self.state == machine.TAKING_OVER and (self.role_requests or self.taking_over_request):
+            return  # Each request in flight now would delay the first write; the conditional writes tell of a rival.
+        if self._read_ballots and not self._read_wanted:
+            # In a round every millisecond counts. Nothing is decided by this read that the claim does not check.
+            self._read_ballots = False
+            self._read_request = self.request()
+            self.order(
+                Read(self.session.number, self._read_request, paths=(paths.epoch,), trees=(paths.ballots,), sync=False)
+            )
+            return
+        self._read_ballots = False
         # The ledger before the leader: each later read is at least as new, so a leader that is missing behind epoch n
         # is the leader of epoch n, gone.
         names: tuple[str, ...] = (paths.epoch, paths.leader)
@@ -311,6 +326,8 @@ class Sessions(Base):
     def on_watch_fired(self, event: WatchFired) -> None:
         if event.path in (self.paths.config, self.paths.members, self.paths.presences):
             self.look_at_all()
+        elif event.path == self.paths.ballots and self.state == machine.VOTING and self.view.fresh:
+            self._read_ballots = True
         else:
             self.look()
 
@@ -335,7 +352,7 @@ class Sessions(Base):
             self.reason = f"a znode cannot be read: {error}"
             self.arm("look", self.now + self.settings.reread_s)
             return
-        if self.session.registered:
+        if self.session.registered and self.paths.leader in event.paths:
             self.view.fresh = True
         self._join()
         self._bootstrap()
@@ -350,14 +367,20 @@ class Sessions(Base):
                 self.recorded = None
         if paths.members in event.trees:
             view.members = {name: decode_member(node.data) for name, node in event.trees[paths.members].items()}
-        presences = event.trees.get(paths.presences, {})
-        view.presences = {name: decode_presence(node.data) for name, node in presences.items()}
-        view.presence_versions = {name: node.version for name, node in presences.items()}
+        if paths.presences in event.trees:
+            presences = event.trees[paths.presences]
+            view.presences = {name: decode_presence(node.data) for name, node in presences.items()}
+            view.presence_versions = {name: node.version for name, node in presences.items()}
         if ledger := event.paths.get(paths.epoch):
+            if ledger.version != view.ledger_version and paths.leader not in event.paths:
+                # Somebody claimed, and what we know of `leader` is older than that.
+                view.fresh = False
+                self.look()
             view.ledger, view.ledger_version = decode_ledger(ledger.data), ledger.version
-        leader = event.paths.get(paths.leader)
-        view.leader = decode_leader(leader.data) if leader else None
-        view.leader_owner = leader.ephemeral_owner if leader else 0
+        if paths.leader in event.paths:
+            leader = event.paths[paths.leader]
+            view.leader = decode_leader(leader.data) if leader else None
+            view.leader_owner = leader.ephemeral_owner if leader else 0
         self._learn_ballots(event.trees.get(paths.ballots, {}))
 
     def _learn_ballots(self, nodes: object) -> None:
