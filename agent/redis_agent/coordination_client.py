@@ -11,6 +11,8 @@ Stock kazoo (2.11) does a number of things that a system which fences by leases 
   session timeout drops the connection, which leaves time to reach another server within the same session.
 * Completions and watches hop through two worker threads. Here they run on the connection's thread, so they may only do
   what takes microseconds and never blocks; a session is one thread.
+* Each request is a write, and each answer four polls and two reads. Here what is queued is written in one go, and what
+  has arrived is read in one go: an election is some hundred requests, and their cost is what its time consists of.
 * Debug logs contain credentials. Here they don't, and nothing below an unexpected error is louder than debug.
 """
 
@@ -20,9 +22,11 @@ import logging
 import math
 import select
 import socket
+import ssl
+import struct
 import threading
-from collections.abc import Callable, Iterable, MutableMapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -36,7 +40,7 @@ from kazoo.exceptions import (  # type: ignore[import-untyped]
     SessionExpiredError,
 )
 from kazoo.handlers.threading import AsyncResult, SequentialThreadingHandler  # type: ignore[import-untyped]
-from kazoo.protocol.connection import STOP_CONNECTING, ConnectionHandler  # type: ignore[import-untyped]
+from kazoo.protocol.connection import CLOSE_RESPONSE, STOP_CONNECTING, ConnectionHandler  # type: ignore[import-untyped]
 from kazoo.protocol.serialization import SASL, Auth, CloseInstance, Connect  # type: ignore[import-untyped]
 from kazoo.protocol.states import Callback, KeeperState  # type: ignore[import-untyped]
 from kazoo.retry import ForceRetryError  # type: ignore[import-untyped]
@@ -54,8 +58,9 @@ HANDSHAKE_LIMIT_SHARE = 1 / 6
 HANDSHAKE_LIMIT_MIN_S = 0.5
 
 MAX_IN_FLIGHT = 128
-"""Requests waiting for an answer; more fail at once. kazoo wakes its loop with one byte per request through a socket
-pair, which holds some 270 of them."""
+"""Requests waiting for an answer; more fail at once."""
+
+RECEIVE_BYTES = 65_536
 
 _RETRY = {"max_tries": -1, "delay": 0.02, "backoff": 1.5, "max_delay": 0.25}
 
@@ -183,6 +188,12 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
 class _Connection(ConnectionHandler):  # type: ignore[misc]
     """kazoo's connection loop. Its thread ends with the session and frees what it holds."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._xid = 0
+        self._received = bytearray()
+        """What has arrived and was not taken yet."""
+
     def wake(self) -> None:
         """Have the loop look at the queue. On any thread."""
         write_sock = self._write_sock
@@ -192,7 +203,7 @@ class _Connection(ConnectionHandler):  # type: ignore[misc]
                 write_sock.send(b"\0", socket.MSG_DONTWAIT)
 
     def forget_wakes(self) -> None:
-        """On the loop's thread, once the queue was emptied: kazoo takes one byte per request *sent*."""
+        """On the loop's thread: the queue is looked at now, or was emptied."""
         read_sock = self._read_sock
         if read_sock is not None:
             with suppress(OSError):
@@ -235,8 +246,45 @@ class _Connection(ConnectionHandler):  # type: ignore[misc]
             raise ForceRetryError(str(exc)) from exc
 
     def _connect(self, host: str, hostip: str, port: int) -> object:
+        self._received.clear()
         self.client.attempted_at = self.client.clock()
         return super()._connect(host, hostip, port)
+
+    def _read(self, length: int, timeout: float) -> bytes:
+        with self._socket_error_handling():
+            while len(self._received) < length:
+                if not self._undecrypted() and not self.handler.select([self._socket], [], [], timeout)[0]:
+                    raise self.handler.timeout_exception("socket time-out during read")
+                with suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    chunk = self._socket.recv(RECEIVE_BYTES)
+                    if not chunk:
+                        raise ConnectionDropped("socket connection broken")
+                    self._received += chunk
+        taken = bytes(self._received[:length])
+        del self._received[:length]
+        return taken
+
+    def _undecrypted(self) -> bool:
+        """TLS holds something that poll() does not see."""
+        return isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
+
+    def _read_socket(self, read_timeout: float) -> object:
+        # What has arrived already is not announced by poll() any more.
+        answer: object = super()._read_socket(read_timeout)
+        while answer != CLOSE_RESPONSE and (self._received or self._undecrypted()):
+            answer = super()._read_socket(read_timeout)
+        return answer
+
+    def _send_request(self, read_timeout: float, connect_timeout: float) -> None:  # noqa: ARG002  (kazoo's signature)
+        # In this order: whatever is queued from here on wakes the loop again.
+        self.forget_wakes()
+        message = bytearray()
+        for xid, request in self.client.take_queued(self._xid):
+            body = struct.pack("!ii", xid, request.type) + request.serialize()
+            message += struct.pack("!i", len(body)) + body
+            self._xid = xid
+        if message:
+            self._write(message, connect_timeout)
 
     def _invoke(self, timeout: float, request: object, xid: int | None = None) -> Any:
         if not isinstance(request, Connect):
@@ -264,6 +312,8 @@ class SessionClient(KazooClient):  # type: ignore[misc]
         """ZooKeeper said that the session is gone: closed as we asked, or expired."""
         self._gate = threading.Lock()
         self._over = False
+        self._holding = 0
+        """How many are putting requests together."""
         self._on_state = on_state
         super().__init__(
             hosts=settings.hosts,
@@ -308,6 +358,19 @@ class SessionClient(KazooClient):  # type: ignore[misc]
             self._connection.drop()
         return not was_over
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """The requests that are made within are handed to the connection's loop in one go. On any thread."""
+        with self._gate:
+            self._holding += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._holding -= 1
+                if self._queue:
+                    self._connection.wake()
+
     # --- from the connection's thread ---------------------------------------------------------------------------------
 
     def negotiated(self, timeout_s: float) -> None:
@@ -315,6 +378,14 @@ class SessionClient(KazooClient):  # type: ignore[misc]
         if timeout_s > 0:
             self.timeout_s = timeout_s
             self.handler.request_limit_s = timeout_s * REQUEST_LIMIT_SHARE
+
+    def take_queued(self, xid: int) -> Iterator[tuple[int, Any]]:
+        """Each queued request with its number, which counts on from ``xid``; from then on it waits for its answer."""
+        while self._queue:
+            request, result = self._queue.popleft()
+            xid = xid % (2**31 - 1) + 1
+            self._pending.append((request, result, xid))
+            yield xid, request
 
     def connection_lost(self) -> None:
         """The connection is broken in a way that kazoo doesn't handle."""
@@ -338,8 +409,11 @@ class SessionClient(KazooClient):  # type: ignore[misc]
             usable = self._live.is_set() and not self._over and len(self.handler.waiting) < MAX_IN_FLIGHT
             if usable:
                 self.handler.waiting[async_object] = self.clock()
+                # The loop takes all that is queued, so one byte is enough to wake it.
+                wake = not self._holding and not self._queue
                 self._queue.append((request, async_object))
-                self._connection.wake()
+                if wake:
+                    self._connection.wake()
         if not usable:
             async_object.set_exception(ConnectionLoss("not sent: not connected, or too much is in flight"))
             return False

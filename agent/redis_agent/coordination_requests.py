@@ -80,7 +80,14 @@ class _Pipeline:
     counting, and it is never held while anything else is called. Either ``done`` or ``fail`` is called, once.
     """
 
-    def __init__(self, requests: Sequence[_Request], done: Callable[[], None], fail: Callable[[BaseException], None]):
+    def __init__(
+        self,
+        client: SessionClient,
+        requests: Sequence[_Request],
+        done: Callable[[], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self._client = client
         self._requests = requests
         self._done = done
         self._fail = fail
@@ -94,8 +101,9 @@ class _Pipeline:
         self._outstanding = len(window)
         if not window:
             self._done()
-        for send, take in window:
-            send().rawlink(partial(self._on_answer, take))
+        with self._client.together():
+            for send, take in window:
+                send().rawlink(partial(self._on_answer, take))
 
     def _on_answer(self, take: Callable[[Any], None], result: Any) -> None:
         error: BaseException | None = None
@@ -141,7 +149,7 @@ class Reading:
         takers = [(path, self._take_list) for path in command.lists]
         takers += [(path, self._take_tree) for path in command.trees]
         wave.extend((partial(client.get_children_async, path, watch), partial(take, path)) for path, take in takers)
-        _Pipeline(wave, self._read_children, self._fail)
+        _Pipeline(client, wave, self._read_children, self._fail)
 
     def _take_path(self, path: str, result: Any) -> None:
         found = _unless_missing(result)
@@ -182,7 +190,7 @@ class Reading:
         wave += [
             (partial(client.exists_async, path, watch), partial(self._take_creation, path)) for path in self._missing
         ]
-        _Pipeline(wave, self._finish, self._fail)
+        _Pipeline(client, wave, self._finish, self._fail)
 
     def _finish(self) -> None:
         self._session.post(
@@ -213,7 +221,7 @@ class Ensuring:
             (partial(session.client.exists_async, path), partial(self._take_existence, index))
             for index, (path, _) in enumerate(command.nodes)
         ]
-        _Pipeline(wave, self._create, self._fail)
+        _Pipeline(session.client, wave, self._create, self._fail)
 
     def _take_existence(self, index: int, result: Any) -> None:
         if result.get() is None:
@@ -224,7 +232,7 @@ class Ensuring:
         for index in self._missing:
             path, data = self._command.nodes[index]
             wave.append((partial(self._session.client.create_async, path, data), partial(self._take_creation, index)))
-        _Pipeline(wave, self._finish, self._fail)
+        _Pipeline(self._session.client, wave, self._finish, self._fail)
 
     def _take_creation(self, index: int, result: Any) -> None:
         exc = result.exception

@@ -74,6 +74,7 @@ TRIGGERS: Mapping[str, str] = {
     "round_over": "the epoch has moved on, so the ballot is for a round that is over",
     "redis_up": "redis-server answers",
     "redis_lost": "redis-server is dead",
+    "thawed": "somebody pointed our frozen Redis elsewhere",
     "frozen": "the freeze is confirmed and the position read behind it",
     "elected": "the ballots allow us to claim, and it is our turn",
     "claim_won": "the claim is committed",
@@ -120,6 +121,9 @@ _TABLE: tuple[Row, ...] = (
     _row(FREEZING, "frozen", VOTING, "cast_ballot", "the position cannot move any more: testify it"),
     _row(FREEZING, "redis_up", FREEZING, "freeze", "Redis is back: freeze it, then testify its position"),
     _row((FREEZING, VOTING), "round_over", FREEZING, "freeze", "a new round needs a new ballot"),
+    _row(
+        CANDIDATE, "thawed", FREEZING, "freeze", "the position moved after the freeze: the ballot is not true any more"
+    ),
     _row(CANDIDATE, "redis_lost", FREEZING, "cast_empty_ballot", "tell that there is no Redis here to wait for"),
     _row(CANDIDATE, "leader_serves", FOLLOWER, "follow", "the election is decided: replicate from its winner"),
     _row((FREEZING, VOTING), "leader_is_ours", FREEZING, "freeze", "a claim that we gave up was committed: resign"),
@@ -209,6 +213,7 @@ def _ignored() -> dict[str, frozenset[str]]:
         "leader_is_ours": frozenset({*LEADER, *LEAVING, EXPIRED, *STOPPING}),
         "unfit": frozenset({EXPIRED, *STOPPING}),
         "round_over": everywhere - {*CANDIDATE},
+        "thawed": everywhere - {*CANDIDATE},
         # Redis comes and goes; where there is no row its start changes no role, and its death none either.
         "redis_up": everywhere - {FREEZING, FOLLOWER},
         "redis_lost": frozenset({CONNECTING, FOLLOWER, EXPIRED, CLOSING, STOPPED}),

@@ -15,7 +15,7 @@ class App(Protocol):
     """A client of one Redis, with one connection that is kept."""
 
     def write(self) -> str:
-        """Write a new key: OK, or the first word of the error; empty if there is no answer for a while."""
+        """Write a new key: OK, or the first word of the error; empty without an answer for a while."""
 
     def answer(self) -> str:
         """The answer to a write that had none yet."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from redis_agent.lab.agent_process import Settings
 from redis_agent.lab.cluster import LocalCluster
 from redis_agent.lab.load import Load
 from redis_agent.lab.zookeeper import Ensemble
@@ -30,7 +32,7 @@ from tests.support.cluster import (
 RISING = {f"n{number}": {"member": {"priority": number * 100}} for number in (1, 2, 3)}
 """Of equals, n3 leads, then n2."""
 
-UNCORRECTED = {"timing": {"probe_s": 30.0, "hang_s": 60.0}}
+UNCORRECTED: Settings = {"timing": {"probe_s": 30.0, "hang_s": 90.0, "busy_s": 60.0}}
 """Nobody looks at a steady Redis, so a test may repoint it behind its agent's back."""
 
 
@@ -103,7 +105,7 @@ def test_the_furthest_leads(zookeeper: Ensemble, tmp_path: Path) -> None:
     # case B3
     """
     overrides = {**RISING, "n4": {"member": {"nofailover": True, "priority": 900}}}
-    settings = {**UNCORRECTED, "cluster": {"bootstrap_expect": 3}}
+    settings: Settings = {**UNCORRECTED, "cluster": {"bootstrap_expect": 3}}
     with lab(zookeeper, tmp_path, 4, settings=settings, overrides=overrides) as cluster:
         n1, n2, n3 = (cluster[name] for name in ("n1", "n2", "n3"))
         assert cluster.wait_settled() is n3
@@ -177,9 +179,11 @@ def test_the_winner_dies_before_it_serves(zookeeper: Ensemble, tmp_path: Path, v
         n3.signal_redis(signal.SIGSTOP)
         n1.resume()
         cluster.wait_for(
-            lambda: (leader := cluster.leader()) is not None and leader.phase == LeaderPhase.TAKING_OVER, "n3 takes over"
+            lambda: (leader := cluster.leader()) is not None and leader.phase == LeaderPhase.TAKING_OVER,
+            "n3 takes over",
         )
-        assert refusal(n1) and refusal(n2)
+        assert refusal(n1)
+        assert refusal(n2)
         if victim == "redis":
             n3.kill_redis()
         else:
@@ -213,7 +217,7 @@ def test_a_hung_voter_delays_a_round_by_the_grace_only(zookeeper: Ensemble, tmp_
             assert cluster.wait_serving(after_epoch=epoch) is n3
             resume()
             waited_s = told(n3, "claimed", since)[0]["clock"] - told(n3, "ballot_cast", since)[0]["clock"]
-            assert 0.3 <= waited_s < 0.8
+            assert 0.3 <= waited_s < 1.5
 
 
 # --- changes under a leader -----------------------------------------------------------------------------------------
@@ -239,25 +243,42 @@ def test_the_replid_changes_under_the_leader(zookeeper: Ensemble, tmp_path: Path
         assert [keys(member) for member in cluster] == [10, 10, 10]
 
 
-def test_clients_find_the_new_leader_after_a_fence(zookeeper: Ensemble, tmp_path: Path) -> None:
-    """`leader` is deleted by hand, so a healthy leader is fenced: its clients are kicked and write to the next one.
+def test_leader_is_deleted_by_hand(zookeeper: Ensemble, tmp_path: Path) -> None:
+    """A healthy leader whose `leader` is deleted has fenced before anybody claims; clients go on in the next epoch.
 
-    # case C4, B16
+    # case B16
     """
-    # The next one is another: the old leader has the lowest priority when it comes to the vote.
-    with lab(zookeeper, tmp_path, overrides=RISING) as cluster, observer_of(cluster) as observer:
-        n2, n3 = cluster["n2"], cluster["n3"]
-        n3.kill_redis()
-        assert cluster.wait_serving(after_epoch=1) is n2
-        assert cluster.wait_settled() is n2
+    with lab(zookeeper, tmp_path) as cluster, observer_of(cluster) as observer:
+        old = cluster.wait_settled()
         with Load(observer, rate_per_s=200) as load:
             cluster.wait_for(lambda: load.acknowledged > 50, "writes are acknowledged")
-            since, at_ns = clock(), load.acks(0)[-1].at_ns
+            since, at_ns = clock(), time.monotonic_ns()
             cluster.zk.delete(cluster.paths.leader)
-            new = cluster.wait_serving(after_epoch=2)
-            cluster.wait_for(lambda: load.first_ack(at_ns, after_epoch=2, confirmed=True), "writes go on")
-        fenced_at = told(n2, "frozen", since)[0]["clock"]
-        assert fenced_at < told(new, "claimed", since)[0]["clock"]
+            new = cluster.wait_serving(after_epoch=1)
+            cluster.wait_for(lambda: load.first_ack(at_ns, after_epoch=1, confirmed=True), "writes go on")
+        assert told(old, "frozen", since)[0]["clock"] < told(new, "claimed", since)[0]["clock"]
+        cluster.wait_settled()
+        with new.redis() as client:
+            assert load.verify(client, everything=True).sound
+        assert load.surprises == []
+
+
+def test_clients_find_the_new_leader_after_a_fence(zookeeper: Ensemble, tmp_path: Path) -> None:
+    """A leader that cannot reach ZooKeeper is fenced, alive as it is: its clients find the next one, none is stuck.
+
+    # case C4
+    """
+    with lab(zookeeper, tmp_path, proxied=True) as cluster, observer_of(cluster) as observer:
+        old = cluster.wait_settled()
+        with Load(observer, rate_per_s=200) as load:
+            cluster.wait_for(lambda: load.acknowledged > 50, "writes are acknowledged")
+            writers, at_ns = load.rate_per_s(), time.monotonic_ns()
+            old.cut_zookeeper()
+            new = cluster.wait_serving(after_epoch=1)
+            cluster.wait_for(lambda: load.first_ack(at_ns, after_epoch=1, confirmed=True), "confirmed writes go on")
+            cluster.wait_for(lambda: load.rate_per_s() > writers / 2, "all of them go on")
+        assert new is not old
+        old.restore_zookeeper()
         cluster.wait_settled()
         with new.redis() as client:
             assert load.verify(client, everything=True).sound

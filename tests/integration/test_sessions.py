@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from redis_agent.lab.agent_process import AgentProcess
@@ -32,6 +33,18 @@ def owners(cluster: LocalCluster) -> dict[str, int]:
     return {name: stat.ephemeralOwner for name, stat in found.items() if stat is not None}
 
 
+def is_absent(cluster: LocalCluster, member: AgentProcess) -> bool:
+    """Whether its presence is gone."""
+    return member.name not in owners(cluster)
+
+
+def wait_for_heartbeat(cluster: LocalCluster, member: AgentProcess) -> None:
+    """Wait until it has proved its session once more."""
+    path = cluster.paths.presence(member.name)
+    before = cluster.zk.exists(path).version
+    cluster.wait_for(lambda: cluster.zk.exists(path).version > before, f"{member.name} proves its session again")
+
+
 # --- cut off --------------------------------------------------------------------------------------------------------
 
 
@@ -54,13 +67,7 @@ def test_cut_off_for_less_than_the_timeout(zookeeper: Ensemble, tmp_path: Path) 
             member.restore_zookeeper()
         for member in cut:
             assert not wait_told(cluster, member, "session_up", since)["new"]
-            version = cluster.zk.exists(cluster.paths.presence(member.name)).version
-            cluster.wait_for(
-                lambda path=cluster.paths.presence(member.name), version=version: (
-                    cluster.zk.exists(path).version > version
-                ),
-                f"{member.name} proves its session again",
-            )
+            wait_for_heartbeat(cluster, member)
         assert [steps(member, since) for member in cut] == [[], []]
         assert [repointings(member) for member in cut] == before
         assert (cluster.epoch(), owners(cluster)) == (epoch, held)
@@ -127,7 +134,7 @@ def test_expired_three_times(zookeeper: Ensemble, tmp_path: Path) -> None:
             member = next(member for member in cluster if member is not leader)
             before, held, since = repointings(member), owners(cluster)[member.name], clock()
             member.cut_zookeeper()
-            cluster.wait_for(lambda name=member.name: name not in owners(cluster), "its session expires")
+            cluster.wait_for(partial(is_absent, cluster, member), "its session expires")
             member.restore_zookeeper()
             cluster.wait_settled()
             assert steps(member, since) == [
@@ -151,7 +158,7 @@ def test_expired_three_times(zookeeper: Ensemble, tmp_path: Path) -> None:
 
 
 def test_zookeeper_is_down_at_start(tmp_path: Path) -> None:
-    """Without ZooKeeper the agent stays in connecting with Redis up and fenced; it joins when ZooKeeper comes.
+    """Without ZooKeeper the agent stays in connecting, Redis up and fenced, and says so; it joins when ZooKeeper comes.
 
     # case A10
     """
@@ -163,6 +170,7 @@ def test_zookeeper_is_down_at_start(tmp_path: Path) -> None:
             only.wait_redis()
             wait_for(lambda: told(only, "redis_up"), 10, "the agent rules its Redis")
             assert refusal(only) in ("READONLY", "NOREPLICAS")
+            wait_for(lambda: told(only, "no_zookeeper", state="connecting"), 10, "the agent says what is missing")
             assert steps(only) == []
             ensemble.restart(0)
             assert cluster.wait_settled() is only

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from redis_agent.replication import Address
 from tests.sim.world import Link, both
 
 if TYPE_CHECKING:
@@ -200,7 +201,10 @@ class Nemesis:
             redis.load_fails = True
 
     def meddle(self) -> None:
-        """Somebody promotes a follower by hand, or points it at another follower."""
+        """Somebody promotes a follower by hand, or points it at a host that is not there.
+
+        Not at another member: that one's data may be older, and a hand that replaces data is beyond any promise.
+        """
         member = self._member(prefer_leader=0.0)
         leader, redis = self.cluster.leader(), member.site.redis
         if leader is None or leader.name == member.name or redis is None or redis.is_primary or redis.loading:
@@ -209,9 +213,8 @@ class Nemesis:
             self._log(f"somebody promotes the Redis of {member.name}")
             redis.replicaof_no_one()
         else:
-            other = self.world.rng.choice(list(self.cluster.members.values()))
-            self._log(f"somebody points the Redis of {member.name} at {other.name}")
-            redis.replicaof(other.site.address)
+            self._log(f"somebody points the Redis of {member.name} elsewhere")
+            redis.replicaof(Address("elsewhere", 6379))
 
     # -- network ----------------------------------------------------------------------------------------------------
 

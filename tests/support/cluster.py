@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import redis
 
@@ -127,7 +127,7 @@ def repointings(member: AgentProcess) -> int:
     """How many REPLICAOF this Redis has executed."""
     with member.redis() as client:
         stats: dict[str, Any] = client.info("commandstats")
-    return int(stats.get("cmdstat_replicaof", {}).get("calls", 0)) + int(stats.get("cmdstat_slaveof", {}).get("calls", 0))
+    return sum(int(stats[name]["calls"]) for name in ("cmdstat_replicaof", "cmdstat_slaveof") if name in stats)
 
 
 def offsets(cluster: LocalCluster, *names: str) -> list[int]:
@@ -172,7 +172,7 @@ class NodeWriter:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"writer-{member.name}", daemon=True)
 
-    def __enter__(self) -> NodeWriter:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

@@ -52,6 +52,7 @@ from redis_agent.messages import (
     StateSaved,
     Tick,
     Unpause,
+    WatchFired,
     ZkError,
     Znode,
 )
@@ -153,6 +154,7 @@ class Driver:
         self.killed: list[KillRedis] = []
         self.ready: list[Ready] = []
         self._zxid = 0
+        self._watched: set[str] = set()
         self._sessions = 0
 
     # --- events ---------------------------------------------------------------------------------------------------
@@ -271,13 +273,17 @@ class Driver:
         """It is gone."""
         del self.tree[path]
 
+    def fire_watch(self, path: str = PATHS.leader) -> list[Command]:
+        """ZooKeeper says that something changed there."""
+        return self.step(WatchFired(self.core.session.number, path))
+
     def commit(self, command: Commit) -> None:
-        """Carry it out, but say nothing to the core."""
+        """Carry it out, but say nothing to the core: no answer, no watch."""
         assert self._apply(command.ops) is None
 
     def read_again(self) -> None:
         """A watch fires, and what it is about is read."""
-        self.step(_watch(self.core.session.number))
+        self.fire_watch()
         self.settle()
 
     def the_leader(self) -> Leader | None:
@@ -294,6 +300,13 @@ class Driver:
             0 if isinstance(op, Create) else self.tree[op.path].version if isinstance(op, Put) else -1
             for op in command.ops
         )
+        # Watches come before the answer, as ZooKeeper has it.
+        changed = [op.path for op in command.ops if not isinstance(op, Check)]
+        parents = [op.path.rpartition("/")[0] for op in command.ops if isinstance(op, Create | Delete)]
+        for path in dict.fromkeys([*changed, *parents]):
+            if path in self._watched:
+                self._watched.discard(path)
+                self.step(WatchFired(command.session, path))
         return self.step(CommitDone(command.session, command.request, sent_at, versions))
 
     def _apply(self, ops: tuple[Op, ...]) -> tuple[int, ZkError] | None:
@@ -328,6 +341,7 @@ class Driver:
         self.tree[path] = Znode(data, version + 1, czxid, self._zxid, owner)
 
     def _read(self, command: Read, sent_at: float) -> ReadDone:
+        self._watched |= {*command.paths, *command.trees}
         trees = {
             top: {path[len(top) + 1 :]: node for path, node in self.tree.items() if path.startswith(f"{top}/")}
             for top in command.trees
@@ -379,6 +393,7 @@ class Driver:
         """A new session is made."""
         number = self.core.session.number
         self._sessions = number
+        self._watched.clear()
         self.pending = [command for command in self.pending if type(command).__name__ != "OpenSession"]
         return self.step(SessionUp(number, True, number, self.timeout_s, self.now, f"guid-m1-{number}"))
 
@@ -396,12 +411,6 @@ class Driver:
         """The same session answers again."""
         number = self.core.session.number
         return self.step(SessionUp(number, False, number, self.timeout_s, self.now, f"guid-m1-{number}"))
-
-
-def _watch(session: int) -> Event:
-    from redis_agent.messages import WatchFired  # noqa: PLC0415
-
-    return WatchFired(session, PATHS.leader)
 
 
 def cluster(driver: Driver, *others: str, epochs: Ledger | None = None) -> Driver:
@@ -449,7 +458,7 @@ def claimant(**settings: Any) -> Driver:
     """The same: m3's ballot came, and m1's claim is on its way."""
     driver = candidate(**settings)
     driver.put(PATHS.ballot(3, "m3"), ballot("m3", 3, 190))
-    driver.step(_watch(driver.core.session.number))
+    driver.fire_watch(PATHS.ballots)
     driver.settle_but("claim")
     assert driver.state == "candidate.claiming", driver.transitions()
     return driver

@@ -113,6 +113,9 @@ class Core(Leaving):
     def _run_timers(self) -> None:
         if self.now >= self.lease_deadline:
             self.log("warning", "lease_ended", late_s=round(self.now - self.lease.until, 4))
+            # Only what is read from now on may lead to a role again.
+            self.view.fresh = False
+            self.look_at_all()
             self.fire("lease_ended")
         if self.now >= self.fence_due:
             self.kill_redis("the soft fence was not confirmed in time")
@@ -131,6 +134,7 @@ class Core(Leaving):
             "look": self.look_at_all,
             "reread": self._reread,
             "join": self.try_to_join,
+            "absent": self.tell_absence,
             "retry_role": self._retry_role,
             "recast": self.recast,
             "save_guid": partial(self.save, "guid"),
@@ -235,11 +239,14 @@ class Core(Leaving):
                 self._role_failed(event)
 
     def _role_done(self, event: RoleDone) -> None:
+        self.redis.settled_at = self.now
         match self.role_requests.pop(event.request, ""):
             case "fence":
                 self.fenced()
             case "freeze":
                 self.freeze_done(event.info)
+            case "hold":
+                self.fenced()
             case "follow":
                 self.follow_done(event.info)
             case "lift":
@@ -253,6 +260,7 @@ class Core(Leaving):
                 self.fire("released")
 
     def _role_failed(self, event: RoleFailed) -> None:
+        self.redis.settled_at = self.now
         kind = self.role_requests.pop(event.request, "")
         if not self.redis.up:
             return
@@ -343,12 +351,15 @@ class Core(Leaving):
 
     def _consider_own(self) -> None:
         if self.state == machine.CONNECTING:
-            self.fire("leader_is_ours" if self.fit_to_resume() else "unfit")
+            if not self.role_requests:  # The fence is on its way: its answer comes here again.
+                self.fire("leader_is_ours" if self.fit_to_resume() else "unfit")
         elif self.state == machine.CLAIMING:
             if not self.round.claim_request:
                 self.fire("leader_is_ours")
         elif self.state in (machine.VOTING, machine.FOLLOWER):
-            self.fire("leader_is_ours")
+            # The ballot that takes it away may be on its way.
+            if not self.round.ballot_request:
+                self.fire("leader_is_ours")
         elif self.state == machine.TAKING_OVER and self._serve_unknown():
             self._settle_serve()
 

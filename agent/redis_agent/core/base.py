@@ -32,6 +32,8 @@ class Session:
     joining_request: int = 0
     heartbeat_request: int = 0
     heartbeat_sent_at: float = -inf
+    heartbeat_version: int = -1
+    """The version of the ledger on which the heartbeat in flight insists; -1: on none."""
 
 
 @dataclass(slots=True)
@@ -75,6 +77,8 @@ class LocalRedis:
     killed: bool = False
     stopping: bool = False
     up_since: float = inf
+    settled_at: float = -inf
+    """When the last role command was answered: what was asked before that may be out of date."""
     answered_at: float = -inf
     busy_since: float = inf
     probe_request: int = 0
@@ -91,6 +95,8 @@ class Round:
     evidence: RedisInfo | None = None
     """INFO behind the freeze."""
     intact: bool = False
+    ballot: Ballot | None = None
+    """Ours, as it was sent. What was read may show the one of an earlier life."""
     ballot_request: int = 0
     cast_at: float | None = None
     complete_since: float | None = None

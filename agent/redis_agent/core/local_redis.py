@@ -21,7 +21,7 @@ from redis_agent.messages import (
     ScriptKill,
     StartRedis,
 )
-from redis_agent.replication import RedisInfo
+from redis_agent.replication import NOWHERE, RedisInfo
 
 STEADY_S = 60.0
 """A Redis that ran this long was not in a crash loop."""
@@ -95,12 +95,17 @@ class RedisCare(Sessions):
             return
         redis.probe_request = 0
         redis.answered_at, redis.busy_since = self.now, inf
+        if self.role_requests or event.sent_at < redis.settled_at:
+            # What was read may be older than what was ordered.
+            self.arm("probe", self.now + min(self.settings.probe_s, 0.1))
+            return
         self._observe(event.info)
         self._check_drift(dict(event.drift))
         self._check_role(event.info)
+        # Before what follows, which may want the next one sooner.
+        self.arm("probe", self.now + self.settings.probe_s)
         self._prove_intact(event.info)
         self.remember_position(event.info)
-        self.arm("probe", self.now + self.settings.probe_s)
 
     def on_probe_failed(self, event: ProbeFailed) -> None:
         redis = self.redis
@@ -148,8 +153,8 @@ class RedisCare(Sessions):
         """Somebody changed a setting that the fence or the followers' memory rests on: put it back, and say so."""
         value = drift.pop(FENCE_SETTING, "")
         fence_is_open = value.isdigit() and int(value) < 100_000
-        if self.role_requests or self.redis.killed:
-            return  # What was read may be older than what was ordered.
+        if self.redis.killed:
+            return
         if self.state == machine.SERVING:
             # Somebody who raised it meant it for the leader: the operator's own value is what we were told to set.
             if drift or (value and not fence_is_open):
@@ -163,16 +168,32 @@ class RedisCare(Sessions):
 
     def _check_role(self, info: RedisInfo) -> None:
         """A leader whose data set was exchanged under it fences; a follower that was repointed is put back."""
-        leader = self.view.leader
-        if self.role_requests or self.redis.killed:
+        leader, redis = self.view.leader, self.redis
+        if redis.killed:
             return
         if self.state == machine.SERVING and leader is not None:
             if not info.is_primary or info.replid != leader.replid:
                 self.log("error", "replid_changed", replid=info.replid, served=leader.replid, primary=info.is_primary)
                 self.fire("unfit")
-        elif self.state == machine.FOLLOWER and self.followed is not None and info.primary != self.followed[1]:
-            self.log("warning", "drift", settings="replicaof", found=str(info.primary or "no one"))
+            return
+        if info.loading or self.leading or self.stopping:
+            return
+        # What it was told to follow last also holds while the session is in doubt; else it is to follow nobody.
+        ordered = self.followed[1] if self.followed is not None else NOWHERE
+        if info.primary == ordered or (info.is_primary and redis.incarnation == self.served_incarnation):
+            return
+        self.log("warning", "drift", settings="replicaof", found=str(info.primary or "no one"))
+        if self.state in machine.CANDIDATE:
+            # It was not frozen all the time, so the ballot may not be true any more.
+            self.fire("thawed")
+        elif self.followed is not None:
             self._order_follow()
+        else:
+            self.hold()
+
+    def hold(self) -> None:
+        """Follow nobody."""
+        raise NotImplementedError
 
     # --- what its data are worth ------------------------------------------------------------------------------------
 
@@ -213,6 +234,8 @@ class RedisCare(Sessions):
             if epoch == leader.epoch and replid == info.replid and info.offset_bytes >= offset_bytes:
                 redis.intact = True
                 self.log("info", "intact", epoch=epoch, offset_bytes=info.offset_bytes)
+                self.remember_position(info)
+                self.save_position()
                 self.arm("heartbeat", self.now)
             return
         if not redis.remote_request:
@@ -322,6 +345,7 @@ class RedisCare(Sessions):
         if info is not None:
             self._observe(info)
             self.remember_position(info)
+            self.save_position()
         self.save_promise()
 
     def lift_failed(self, *, late: bool) -> None:

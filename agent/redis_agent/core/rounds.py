@@ -49,11 +49,16 @@ class Rounds(RedisCare):
 
     def freeze_quietly(self) -> None:
         """For a handover: the clients whose writes wait are answered when the successor serves."""
+        self.round = Round(number=self.view.ledger.epoch + 1)
         self._order_freeze(kill_clients=False)
 
-    def _order_freeze(self, *, kill_clients: bool) -> None:
+    def hold(self) -> None:
+        """Outside of a round: back to following nobody, for somebody pointed it elsewhere."""
+        self._order_freeze(kill_clients=False, what="hold")
+
+    def _order_freeze(self, *, kill_clients: bool, what: str = "freeze") -> None:
         request = self.request()
-        self.role_requests[request] = "freeze"
+        self.role_requests[request] = what
         self.order(Freeze(self.redis.incarnation, request, kill_clients, self.settings.role_limit_s))
         self.watch_fence()
 
@@ -148,10 +153,12 @@ class Rounds(RedisCare):
         ops: list[Op] = [Check(self.paths.epoch, view.ledger_version)]
         if self.owns_leader:
             ops.append(Delete(self.paths.leader))
-        if self.settings.name in view.ballots:
+        earlier = view.ballots.get(self.settings.name)
+        if earlier is not None and earlier.round == ballot.round:
             ops.append(Delete(path))
         ops.append(Create(path, encode(ballot)))
         self.epoch = 0
+        self.round.ballot = ballot
         self.round.ballot_request = self.barrier()
         self.order(Commit(session.number, self.round.ballot_request, "ballot", tuple(ops)))
 
@@ -192,11 +199,12 @@ class Rounds(RedisCare):
         round_, view, settings = self.round, self.view, self.settings
         if view.leader is not None or not self.session.guid_saved:
             return
-        if round_.cast_at is None:
+        if round_.cast_at is None or round_.ballot is None:
             self.recast_if_due()
             return
         live = frozenset(view.presences)
         voters = frozenset(view.config.voters)
+        view.ballots[settings.name] = round_.ballot
         if round_.complete_since is None and voters & live <= view.ballots.keys():
             round_.complete_since = self.now
         self._verdict = verdict = decide(
@@ -370,6 +378,7 @@ class Rounds(RedisCare):
                 self.log("info", "served", epoch=self.epoch)
                 self.fire("served")
         elif isinstance(event, CommitRefused) and self.state == machine.TAKING_OVER:
+            self.view.fresh = False
             self.fire("deposed")
         else:
             self.look()

@@ -49,6 +49,7 @@ from redis_agent.znodes import (
 
 RETRY_S = 0.2
 NAME_TAKEN_LOOK_S = 1.0
+TELL_ABSENCE_S = 30.0
 
 
 class Sessions(Base):
@@ -77,11 +78,19 @@ class Sessions(Base):
         self._read_wanted = self._read_all = self._read_ballots = False
         for timer in ("heartbeat", "reread", "join"):
             self.disarm(timer)
+        self.arm("absent", self.now + self.settings.session_timeout_s)
         self.order(OpenSession(self.session.number))
+
+    def tell_absence(self) -> None:
+        """Without ZooKeeper nothing goes on here: say so once in a while."""
+        if not self.session.connected and not self.stopping:
+            self.log("warning", "no_zookeeper", state=self.state, remedy="see that its servers run and can be reached")
+            self.arm("absent", self.now + TELL_ABSENCE_S)
 
     def on_session_up(self, event: SessionUp) -> None:
         session = self.session
         session.connected = True
+        self.disarm("absent")
         self.view.fresh = False
         self._read_request = 0
         self.log("info", "session_up", new=event.is_new, timeout_s=event.timeout_s, session=hex(event.zk_session_id))
@@ -112,6 +121,7 @@ class Sessions(Base):
 
     def on_session_down(self, _event: SessionDown) -> None:
         self.session.connected = False
+        self.arm("absent", self.now + self.settings.session_timeout_s)
         self.view.fresh = False
         self._read_request = 0
         self.log("warning", "session_down", lease_left_s=round(self.lease.until - self.now, 3))
@@ -243,6 +253,7 @@ class Sessions(Base):
         ops.append(Put(self.paths.presence(self.settings.name), encode(self.presence())))
         session.heartbeat_request = self.request()
         session.heartbeat_sent_at = self.now
+        session.heartbeat_version = self.view.ledger_version if self.leading else -1
         self.order(Commit(session.number, session.heartbeat_request, "heartbeat", tuple(ops)))
         interval_s = self.settings.heartbeat_s if self.leading else self.settings.presence_s
         self.arm("heartbeat", self.now + interval_s)
@@ -448,8 +459,11 @@ class Sessions(Base):
         self.arm("join", self.now + RETRY_S)
 
     def _heartbeat_refused(self, event: CommitRefused) -> None:
-        if event.error is ZkError.BAD_VERSION and self.leading:
-            self.fire("deposed")
+        if event.error is ZkError.BAD_VERSION:
+            # If it insisted on another version than the present one, it was our own `serve` or claim that overtook it.
+            if self.leading and self.session.heartbeat_version == self.view.ledger_version:
+                self.view.fresh = False
+                self.fire("deposed")
             self.look_at_all()
         elif event.error is ZkError.NO_NODE:
             self.log("warning", "presence_missing", path=self.paths.presence(self.settings.name))
