@@ -167,6 +167,9 @@ _TABLE: tuple[Row, ...] = (
     _row(HANDING_OVER, "caught_up", RESIGNING, "freeze_quietly", "final position: nothing can be written any more"),
     _row(HANDING_OVER, "stop_again", RESIGNING, "freeze_quietly", "do not wait for a successor, but fence"),
     _row(RESIGNING, "frozen", RESIGNING, "resign", "testify the final position and give up leader in one transaction"),
+    _row(
+        RESIGNING, "stop_again", STOPPING_REDIS, "stop_redis", "frozen or about to be: a stopped Redis is a fenced one"
+    ),
     _row(RESIGNING, "resigned", YIELDING, "await_successor", "waiting writes wait on until somebody can take them"),
     _row(
         LEAVING,
@@ -235,7 +238,7 @@ def _ignored() -> dict[str, frozenset[str]]:
         "session_expired": frozenset({EXPIRED, STOPPING_REDIS, CLOSING, STOPPED}),
         "session_up": everywhere - {EXPIRED},
         "stop": stop_done,
-        "stop_again": everywhere - {HANDING_OVER, YIELDING, STOPPING_REDIS, CLOSING},
+        "stop_again": everywhere - {HANDING_OVER, RESIGNING, YIELDING, STOPPING_REDIS, CLOSING},
     }
 
 

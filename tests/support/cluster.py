@@ -22,7 +22,7 @@ SESSION_S = 2.0
 QUICK: Settings = {
     "zookeeper": {"session_timeout_s": SESSION_S},
     # A watch that is lost is not made good for by the periodic look within any test.
-    "timing": {"heartbeat_s": 0.1, "presence_s": 0.2, "reread_s": 60.0},
+    "timing": {"heartbeat_s": 0.1, "reread_s": 60.0},
     "log": {"format": "json"},
 }
 

@@ -35,12 +35,14 @@ from redis_agent.messages import (
     PauseWrites,
     Probe,
     Probed,
+    ProbeRemote,
     Promote,
     Put,
     Read,
     ReadDone,
     Ready,
     RedisUp,
+    RemoteProbed,
     RoleDone,
     RoleFailed,
     SaveState,
@@ -143,7 +145,9 @@ class Driver:
     """Feeds a core. ``pending`` holds the commands that nobody has answered yet, ``log`` all that it said."""
 
     def __init__(self, **settings: Any) -> None:
-        self.core = Core(CoreSettings(root="redis-agent", cluster="cache", name="m1", redis=ADDRESSES["m1"], **settings))
+        self.core = Core(
+            CoreSettings(root="redis-agent", cluster="cache", name="m1", redis=ADDRESSES["m1"], **settings)
+        )
         self.now = 1000.0
         self.pending: list[Command] = []
         self.log: list[Log] = []
@@ -155,6 +159,7 @@ class Driver:
         self.ready: list[Ready] = []
         self._zxid = 0
         self._watched: set[str] = set()
+        self._sent: dict[int, float] = {}
         self._sessions = 0
 
     # --- events ---------------------------------------------------------------------------------------------------
@@ -162,6 +167,7 @@ class Driver:
     def step(self, event: Event) -> list[Command]:
         """Let the core hear an event; its commands without the logging."""
         commands = [command for command in self.core.step(event, self.now) if not self._noted(command)]
+        self._sent |= {command.request: self.now for command in commands if isinstance(command, Commit | Read | Probe)}
         self.pending += commands
         return commands
 
@@ -182,7 +188,8 @@ class Driver:
 
     def wait(self, seconds: float) -> list[Command]:
         """Let time pass: each deadline of the core gets its Tick. Nothing is answered meanwhile."""
-        until, commands = self.now + seconds, []
+        until = self.now + seconds
+        commands: list[Command] = []
         for _ in range(1000):
             deadline = self.core.next_deadline()
             if deadline is None or deadline > until:
@@ -231,7 +238,7 @@ class Driver:
 
     def answer(self, command: Command) -> list[Command]:
         """The good answer to a command, a millisecond after it."""
-        sent_at, self.now = self.now, self.now + ANSWER_S
+        sent_at, self.now = self._sent.get(getattr(command, "request", 0), self.now), self.now + ANSWER_S
         match command:
             case Commit():
                 return self._commit(command, sent_at)
@@ -244,6 +251,8 @@ class Driver:
                 return self.step(self._read(command, sent_at))
             case SaveState():
                 return self.step(StateSaved(command.request))
+            case ProbeRemote():
+                return self.step(RemoteProbed(command.request, command.address, None))
             case Probe():
                 return self.step(Probed(command.incarnation, command.request, sent_at, self.info))
             case Fence() | LiftFence() | Freeze() | Promote() | Follow() | PauseWrites() | Unpause() | ScriptKill():
@@ -436,7 +445,7 @@ def follower(**settings: Any) -> Driver:
     driver.start(RECORD)
     driver.redis_up(keys=5, replid=replid(1), offset_bytes=150)
     driver.session_up()
-    driver.settle_but(Probe)
+    driver.settle()
     driver.info = replace(driver.info, offset_bytes=200, replica_offset_bytes=200)
     # What the comparison with the leader would have shown.
     driver.core.redis.intact = True

@@ -54,7 +54,9 @@ def test_the_order_is_claim_promote_serve_lift() -> None:
     """Each step is ordered only when the one before it has been answered. Case B1."""
     driver = claimant()
     steps: list[str] = []
-    for kind, label in ((Commit, "claim"), (Promote, ""), (Commit, "serve"), (LiftFence, "")):
+    order: list[tuple[type[Commit | Promote | LiftFence], str]]
+    order = [(Commit, "claim"), (Promote, ""), (Commit, "serve"), (LiftFence, "")]
+    for kind, label in order:
         driver.settle(lambda command: isinstance(command, Promote | LiftFence | Commit))
         for later in (Promote, LiftFence):
             assert not driver.find(later) or kind is later
@@ -310,10 +312,9 @@ def test_our_own_leader_is_resumed_only_by_a_read_in_the_same_session() -> None:
     driver.session_back()
     driver.settle_but(Probe, Read)
     assert driver.state == machine.CONNECTING
-    driver.wait(2.1)
-    driver.settle_but(Probe, Read)
-    driver.wait(0.6)
-    driver.settle_but(Probe, Read)
+    for _ in range(6):
+        driver.wait(0.8)
+        driver.settle_but(Probe, Read)
     assert driver.core.lease.valid(driver.now)
     assert driver.state == machine.CONNECTING, "not by a heartbeat alone"
     driver.settle_but(Probe)
@@ -328,7 +329,7 @@ def test_a_lease_that_ends_without_a_disconnection_needs_a_read_too() -> None:
     driver.wait(driver.core.lease.until - driver.now + 0.001)
     assert driver.state == machine.CONNECTING
     driver.settle_but(Probe, Read)
-    for _ in range(4):
+    for _ in range(6):
         driver.wait(0.7)
         driver.settle_but(Probe, Read)
     assert driver.core.lease.valid(driver.now)

@@ -49,7 +49,7 @@ from redis_agent.messages import (
     ZkError,
 )
 from redis_agent.replication import NOWHERE, Address
-from redis_agent.znodes import LeaderPhase, decode_ballot, decode_config, decode_presence
+from redis_agent.znodes import ClusterConfig, LeaderPhase, decode_ballot, decode_config, decode_presence
 from tests.support.core import (
     ADDRESSES,
     NAMES,
@@ -380,6 +380,29 @@ def test_known_data_follow(record: StateRecord, data: dict) -> None:
     driver.redis_up(**data)
     driver.settle_but(Probe)
     assert driver.info.primary == ADDRESSES["m2"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "voters", "epochs", "follows"),
+    [
+        ("m2", NAMES, ledger("m2"), True),
+        ("", NAMES, ledger("m2"), False),
+        ("m1", NAMES, ledger("m2"), False),
+        ("m2", ("m2", "m3"), ledger("m2"), False),
+        ("m2", NAMES, ledger("m2", "m2"), False),
+    ],
+    ids=["chosen", "no choice", "ours was chosen", "a later comer", "a later leader"],
+)
+def test_what_an_operator_gave_up_is_replaced(keep: str, voters: tuple, epochs, follows: bool) -> None:
+    """After `redis-agent keep` the other voters follow the first leader, whatever they have. Case H2."""
+    driver = cluster(Driver(), "m2", "m3", epochs=epochs)
+    driver.put(PATHS.config, ClusterConfig(cluster_id="c", voters=voters, keep=keep))
+    driver.put(PATHS.leader, leader("m2", epochs.epoch), owner=900)
+    driver.start()
+    driver.redis_up(keys=5, replid="e" * 40)
+    driver.session_up()
+    driver.settle_but(Follow)
+    assert bool(driver.find(Follow)) == follows
 
 
 def test_a_state_file_of_another_cluster_proves_nothing() -> None:
@@ -722,7 +745,7 @@ def test_a_second_sigterm_skips_the_waiting_not_the_fencing() -> None:
 
 def test_a_leaver_that_loses_its_lease_stops_redis() -> None:
     """A stopped Redis is a fenced one; nothing is lifted on the way."""
-    driver = serving()
+    driver = serving(handover_s=60)
     stop(driver)
     driver.settle_but(CatchUp, Probe)
     driver.session_down()

@@ -56,7 +56,7 @@ def test_each_row_is_reasonable() -> None:
 
 
 def test_each_state_and_each_trigger_is_used() -> None:
-    """Each trigger has a row and a meaning; each state is reached from the first one, and only the last has no way out."""
+    """Each trigger has a row and a meaning; every state can be reached, and only the last one has no way out."""
     assert {row.trigger for row in TRANSITIONS} == set(TRIGGERS)
     assert all(TRIGGERS.values())
     assert set(CONSTANTS.values()) == set(STATES)

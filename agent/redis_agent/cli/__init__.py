@@ -21,6 +21,7 @@ class Command(Protocol):
 COMMANDS = {
     "run": ("redis_agent.cli.run", "run the agent in the foreground"),
     "status": ("redis_agent.cli.status", "show a cluster: who leads, who follows, and what is wrong"),
+    "keep": ("redis_agent.cli.keep", "choose whose data a new cluster starts with, if members hold unrelated ones"),
     "fsm": ("redis_agent.cli.fsm", "show the table of states that the agent is driven by"),
     "demo": ("redis_agent.demo", "three members on this machine, killed in turn while a client writes"),
     "version": ("redis_agent.cli.version", "show the versions of this program and its libraries"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +64,33 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
         return super().create_connection(*args, **kwargs)
 
 
+@contextmanager
+def connected(hosts: str, limit_s: float, auth: Sequence[tuple[str, str]] = ()) -> Iterator[KazooClient]:
+    """A client of ZooKeeper for one command.
+
+    Args:
+        hosts: ZooKeeper's servers, with an optional chroot.
+        limit_s: for the connection, and again for what is done with it.
+        auth: (scheme, credential) pairs.
+
+    Raises:
+        Unreachable: no answer within the limit, or none that the command itself understands.
+    """
+    retry = {"max_tries": -1, "delay": 0.02, "backoff": 1.5, "max_delay": 0.25}
+    client = KazooClient(
+        hosts=hosts, timeout=max(limit_s, 2.0), handler=_Handler(), connection_retry=retry, auth_data=list(auth)
+    )
+    try:
+        client.start(timeout=limit_s)
+        yield client
+    except (KazooTimeoutError, KazooException, TimeoutError) as error:
+        reason = str(error) or type(error).__name__
+        raise Unreachable(f"ZooKeeper at {hosts} does not answer within {limit_s:g} s ({reason})") from None
+    finally:
+        client.stop()
+        client.close()
+
+
 def read(hosts: str, paths: znodes.Paths, limit_s: float = 5.0) -> ClusterView:
     """Read a cluster.
 
@@ -75,17 +103,8 @@ def read(hosts: str, paths: znodes.Paths, limit_s: float = 5.0) -> ClusterView:
         Unreachable: no answer within the limit.
     """
     deadline = time.monotonic() + limit_s
-    retry = {"max_tries": -1, "delay": 0.02, "backoff": 1.5, "max_delay": 0.25}
-    client = KazooClient(hosts=hosts, timeout=max(limit_s, 2.0), handler=_Handler(), connection_retry=retry)
-    try:
-        client.start(timeout=limit_s)
+    with connected(hosts, limit_s) as client:
         return _Reader(client, deadline).cluster(paths)
-    except (KazooTimeoutError, KazooException, TimeoutError) as error:
-        reason = str(error) or type(error).__name__
-        raise Unreachable(f"ZooKeeper at {hosts} does not answer within {limit_s:g} s ({reason})") from None
-    finally:
-        client.stop()
-        client.close()
 
 
 class _Reader:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict
 from typing import Any
 
-from redis_agent import znodes
-from redis_agent.cli import tables
+from redis_agent.cli import tables, target
 from redis_agent.cli.cluster_view import ClusterView, MemberView, Unreachable, needed, read
-from redis_agent.config import ConfigError
-from redis_agent.config_file import ENVIRONMENT_FILE, load
 
 JSON_SCHEMA = 1
 HEADER = ("MEMBER", "STATE", "REDIS", "ADDRESS", "EPOCH", "LAG", "LINK", "HEALTH", "VERSION", "NOTE")
@@ -21,24 +17,13 @@ HEADER = ("MEMBER", "STATE", "REDIS", "ADDRESS", "EPOCH", "LAG", "LINK", "HEALTH
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        default=os.environ.get(ENVIRONMENT_FILE),
-        help=f"take the cluster from an agent's configuration; default: ${ENVIRONMENT_FILE}",
-    )
-    parser.add_argument(
-        "--zookeeper", metavar="HOSTS", help="servers, with an optional chroot: zk1:2181,zk2:2181/chroot"
-    )
-    parser.add_argument("--root", metavar="ZNODE", help="znode below which all clusters live; default: redis-agent")
-    parser.add_argument("--cluster", metavar="NAME", help="name of the cluster")
-    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=5.0, help="limit; default: 5")
+    target.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def execute(options: argparse.Namespace) -> int:
     """Print the cluster: 0 if it is well, 1 if not, 2 if ZooKeeper cannot be reached."""
-    hosts, paths = _target(options)
+    hosts, paths = target.find(options, "redis-agent status")
     try:
         view = read(hosts, paths, options.timeout)
     except Unreachable as error:
@@ -55,19 +40,6 @@ def execute(options: argparse.Namespace) -> int:
         for reason in view.reasons:
             print(f"! {reason}")
     return 1 if view.reasons else 0
-
-
-def _target(options: argparse.Namespace) -> tuple[str, znodes.Paths]:
-    hosts, root, cluster = options.zookeeper, options.root, options.cluster
-    if options.config and not (hosts and cluster):
-        settings = load(options.config)
-        hosts = hosts or settings.zookeeper.hosts
-        root = root or settings.cluster.root
-        cluster = cluster or settings.cluster.name
-    if not hosts or not cluster:
-        missing = "--zookeeper" if not hosts else "--cluster"
-        raise ConfigError("redis-agent status", missing, "is missing", "give it, or --config FILE")
-    return hosts, znodes.Paths((root or "redis-agent").strip("/"), cluster)
 
 
 def heading(view: ClusterView) -> str:

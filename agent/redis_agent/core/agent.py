@@ -244,7 +244,7 @@ class Core(Leaving):
             case "fence":
                 self.fenced()
             case "freeze":
-                self.freeze_done(event.info)
+                self.freeze_done(event.request, event.info)
             case "hold":
                 self.fenced()
             case "follow":
@@ -356,6 +356,9 @@ class Core(Leaving):
         elif self.state == machine.CLAIMING:
             if not self.round.claim_request:
                 self.fire("leader_is_ours")
+        elif self.state == machine.FREEZING:
+            if not self.redis.up:
+                self.recast_if_due()
         elif self.state in (machine.VOTING, machine.FOLLOWER):
             # The ballot that takes it away may be on its way.
             if not self.round.ballot_request:

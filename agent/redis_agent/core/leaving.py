@@ -70,6 +70,8 @@ class Leaving(Rounds):
     def release_writes(self) -> None:
         """Unpause: what waited is answered -READONLY, which says that it was not executed."""
         self.disarm("yield")
+        if "unpause" in self.role_requests.values():
+            return
         if not self.redis.up:
             self.fire("released")
             return

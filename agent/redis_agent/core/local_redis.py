@@ -176,11 +176,12 @@ class RedisCare(Sessions):
                 self.log("error", "replid_changed", replid=info.replid, served=leader.replid, primary=info.is_primary)
                 self.fire("unfit")
             return
-        if info.loading or self.leading or self.stopping:
+        if info.loading or self.leading or self.stopping or self.state == machine.EXPIRED:
             return
         # What it was told to follow last also holds while the session is in doubt; else it is to follow nobody.
         ordered = self.followed[1] if self.followed is not None else NOWHERE
-        if info.primary == ordered or (info.is_primary and redis.incarnation == self.served_incarnation):
+        deposed = self.state == machine.CONNECTING and info.is_primary and redis.incarnation == self.served_incarnation
+        if info.primary == ordered or deposed:
             return
         self.log("warning", "drift", settings="replicaof", found=str(info.primary or "no one"))
         if self.state in machine.CANDIDATE:
@@ -280,7 +281,16 @@ class RedisCare(Sessions):
             return False
         if info.keys == 0 or redis.intact or redis.followed or self.resolved(info) is not None:
             return True
+        if self._operator_gave_it_up():
+            return True
         return bool(config.cluster_id) and self.record.cluster_id == config.cluster_id
+
+    def _operator_gave_it_up(self) -> bool:
+        """An operator chose other data, and the first leader still serves: whoever comes later was not meant."""
+        config, ledger = self.view.config, self.view.ledger
+        if config.keep in ("", self.settings.name) or self.settings.name not in config.voters:
+            return False
+        return [entry.epoch for entry in ledger.entries if entry.served] == [ledger.epoch]
 
     # --- following --------------------------------------------------------------------------------------------------
 
@@ -300,6 +310,10 @@ class RedisCare(Sessions):
     def _order_follow(self) -> None:
         assert self.followed is not None
         if not self.redis.up or self.redis.killed:
+            return
+        if not self.knows_its_data():
+            # Redis may have come up after we had become a follower. It is decided again when they are known, or loaded.
+            self.followed = None
             return
         cluster_id = self.view.config.cluster_id
         if self.record.cluster_id != cluster_id:

@@ -33,6 +33,7 @@ class Rounds(RedisCare):
 
     _resign_request = 0
     _verdict: Verdict | None = None
+    _freeze_request = 0
 
     # --- freeze and ballot ------------------------------------------------------------------------------------------
 
@@ -59,14 +60,16 @@ class Rounds(RedisCare):
     def _order_freeze(self, *, kill_clients: bool, what: str = "freeze") -> None:
         request = self.request()
         self.role_requests[request] = what
+        if what == "freeze":
+            self._freeze_request = request
         self.order(Freeze(self.redis.incarnation, request, kill_clients, self.settings.role_limit_s))
         self.watch_fence()
 
-    def freeze_done(self, info: RedisInfo | None) -> None:
+    def freeze_done(self, request: int, info: RedisInfo | None) -> None:
         self.fenced()
         redis = self.redis
-        if info is None:
-            return
+        if info is None or request != self._freeze_request:
+            return  # An earlier freeze: what was ordered since may have moved the position.
         redis.info = info
         self.round.evidence = info
         # A full resync whose load failed leaves the old replid and offset beside other data, but no cached primary.

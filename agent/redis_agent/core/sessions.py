@@ -255,14 +255,20 @@ class Sessions(Base):
         session.heartbeat_sent_at = self.now
         session.heartbeat_version = self.view.ledger_version if self.leading else -1
         self.order(Commit(session.number, session.heartbeat_request, "heartbeat", tuple(ops)))
-        interval_s = self.settings.heartbeat_s if self.leading else self.settings.presence_s
-        self.arm("heartbeat", self.now + interval_s)
+        self.arm("heartbeat", self.now + self._heartbeat_interval_s())
 
     def heartbeat_answered(self) -> None:
         """Send the next one on its interval, or at once if it is overdue."""
         self.session.heartbeat_request = 0
-        interval_s = self.settings.heartbeat_s if self.leading else self.settings.presence_s
-        self.arm("heartbeat", max(self.now, self.session.heartbeat_sent_at + interval_s))
+        self.arm("heartbeat", max(self.now, self.session.heartbeat_sent_at + self._heartbeat_interval_s()))
+
+    def _heartbeat_interval_s(self) -> float:
+        settings = self.settings
+        if self.leading:
+            return settings.heartbeat_s
+        # What proves the session is a tick and up to two intervals old: a follower's lease must outlast them, too.
+        spare_s = settings.session_timeout_s - settings.fence_budget_s - settings.tick_s
+        return min(settings.presence_s, max(settings.heartbeat_s, spare_s / 4))
 
     def presence(self) -> Presence:
         """Our account of ourselves."""

@@ -1,0 +1,48 @@
+"""Which cluster a command is about: named directly, or taken from an agent's configuration."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from redis_agent import znodes
+from redis_agent.config import ConfigError
+from redis_agent.config_file import ENVIRONMENT_FILE, load
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=os.environ.get(ENVIRONMENT_FILE),
+        help=f"take the cluster from an agent's configuration; default: ${ENVIRONMENT_FILE}",
+    )
+    parser.add_argument(
+        "--zookeeper", metavar="HOSTS", help="servers, with an optional chroot: zk1:2181,zk2:2181/chroot"
+    )
+    parser.add_argument("--root", metavar="ZNODE", help="znode below which all clusters live; default: redis-agent")
+    parser.add_argument("--cluster", metavar="NAME", help="name of the cluster")
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=5.0, help="limit; default: 5")
+
+
+def find(options: argparse.Namespace, command: str) -> tuple[str, znodes.Paths]:
+    """ZooKeeper's servers, and where the cluster is.
+
+    Args:
+        options: what ``add_arguments`` declared.
+        command: for the error.
+
+    Raises:
+        ConfigError: the options do not name a cluster, or the configuration cannot be read.
+    """
+    hosts, root, cluster = options.zookeeper, options.root, options.cluster
+    if options.config and not (hosts and cluster):
+        settings = load(options.config)
+        hosts = hosts or settings.zookeeper.hosts
+        root = root or settings.cluster.root
+        cluster = cluster or settings.cluster.name
+    if not hosts or not cluster:
+        missing = "--zookeeper" if not hosts else "--cluster"
+        raise ConfigError(command, missing, "is missing", "give it, or --config FILE")
+    return hosts, znodes.Paths((root or "redis-agent").strip("/"), cluster)
