@@ -181,7 +181,9 @@ class RedisProcess:
             self._reaped = True
             status = self._child.wait()
         self.dead.set()
-        self._reader.join(DRAIN_UP_S if self._answered else DRAIN_START_S)
+        # Killed like this it has said nothing about it.
+        if not (self._answered and status == -signal.SIGKILL):
+            self._reader.join(DRAIN_UP_S if self._answered else DRAIN_START_S)
         self._on_death(self, status)
 
 

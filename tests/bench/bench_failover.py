@@ -19,9 +19,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
+from kazoo.client import KazooClient  # type: ignore[import-untyped]
 
 from redis_agent.client import LeaderObserver
 from redis_agent.demo import requirements
+from redis_agent.lab.agent_process import Settings
 from redis_agent.lab.cluster import LocalCluster
 from redis_agent.lab.load import Load
 from redis_agent.lab.zookeeper import Ensemble
@@ -73,6 +75,35 @@ class Idle:
 def offset_s() -> float:
     """CLOCK_BOOTTIME minus the monotonic clock."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+
+
+def warm_up(ensemble: Ensemble, rounds: int) -> None:
+    """Let each server do what it will have to do, until its virtual machine has compiled it.
+
+    A ZooKeeper in use has been up for weeks; one that has just been started needs several times as long for a request.
+    """
+    for host, port in ensemble.addresses:
+        client = KazooClient(f"{host}:{port}")
+        client.start()
+        client.ensure_path("/warm/up")
+        for _ in range(rounds):
+            transaction = client.transaction()
+            transaction.check("/warm", -1)
+            transaction.set_data("/warm/up", b"x" * 500)
+            transaction.create("/warm/leader", b"x" * 500, ephemeral=True)
+            transaction.delete("/warm/leader")
+            transaction.commit()
+            answers = [client.sync_async("/"), client.exists_async("/warm/up", watch=_ignore)]
+            answers += [client.get_children_async("/warm", watch=_ignore), client.get_async("/warm/up")]
+            for answer in answers:
+                answer.get(timeout=SETTLE_LIMIT_S)
+        client.delete("/warm", recursive=True)
+        client.stop()
+        client.close()
+
+
+def _ignore(_event: object) -> None:
+    """A watch that only has to fire."""
 
 
 def measure_idle(cluster: LocalCluster, seconds: float) -> list[Idle]:
@@ -190,7 +221,9 @@ def measure(options: argparse.Namespace, directory: Path) -> tuple[list[Failover
     chance = random.Random(options.seed)
     failovers: list[Failover] = []
     with Ensemble(directory / "zk", 3) as ensemble:
-        settings = {"log": {"format": "json", "level": "info"}}
+        warm_up(ensemble, options.warm_up)
+        # A hundred deaths of Redis within minutes are a crash loop, and its pauses would be all that is waited for.
+        settings: Settings = {"log": {"format": "json", "level": "info"}, "timing": {"restart_max_s": 0.5}}
         with LocalCluster(ensemble, directory, 3, cluster="bench", settings=settings) as cluster:
             idle = measure_idle(cluster, options.idle) if options.idle > 0 else []
             with LeaderObserver(ensemble.hosts, cluster="bench") as observer:
@@ -219,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--failovers", type=int, default=100, metavar="N")
     parser.add_argument("--rate", type=float, default=1000.0, metavar="N", help="writes per second; default: 1000")
     parser.add_argument("--idle", type=float, default=30.0, metavar="SECONDS", help="measure idle agents; 0: don't")
+    parser.add_argument("--warm-up", type=int, default=1000, metavar="N", help="requests to each ZooKeeper beforehand")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, metavar="FILE", help="replace the section of this Markdown file")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to this file")

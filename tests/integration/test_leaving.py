@@ -12,7 +12,19 @@ from redis_agent.lab.cluster import LocalCluster
 from redis_agent.lab.load import Load
 from redis_agent.lab.waiting import wait_for
 from redis_agent.lab.zookeeper import Ensemble
-from tests.support.cluster import SESSION_S, clock, keys, lab, observer_of, refusal, told, unstarted, wait_told, write
+from tests.support.cluster import (
+    SESSION_S,
+    UNCORRECTED,
+    clock,
+    keys,
+    lab,
+    observer_of,
+    refusal,
+    told,
+    unstarted,
+    wait_told,
+    write,
+)
 
 BOUND_S = 3.0
 """Longer than any orderly end without a successor to wait for: closing the session may take 2 s."""
@@ -50,6 +62,27 @@ def test_sigterm_of_the_leader_under_load(zookeeper: Ensemble, tmp_path: Path) -
         assert (load.unknown, load.surprises) == (0, [])
         assert gap_s < SESSION_S / 2
         assert gone_in_order(cluster, old.name)
+
+
+def test_a_leaving_leader_waits_for_a_successor(zookeeper: Ensemble, tmp_path: Path) -> None:
+    """Followers that lag by what was acknowledged a moment ago get all of it before one of them leads.
+
+    # case E1
+    """
+    with lab(zookeeper, tmp_path, settings=UNCORRECTED) as cluster:
+        old, epoch, since = cluster.wait_settled(), cluster.epoch(), clock()
+        followers = [member for member in cluster if member is not old]
+        for member in followers:
+            member.signal_redis(signal.SIGSTOP)
+        write(old, 5000, size_bytes=1000)
+        old.terminate()
+        wait_told(cluster, old, "transition", since, to="leader.handing_over")
+        for member in followers:
+            member.signal_redis(signal.SIGCONT)
+        assert old.wait(10) == 0
+        new = cluster.wait_serving(after_epoch=epoch)
+        assert keys(new) == 5000
+        assert told(old, "caught_up", since)[0]["successor"] in (followers[0].name, followers[1].name)
 
 
 def test_everybody_leaves(zookeeper: Ensemble, tmp_path: Path) -> None:

@@ -106,6 +106,10 @@ class Checker(Watcher):
         self._lost(redis, redis.dropped)
         redis.dropped = []
 
+    def tampered(self, redis: SimRedis) -> None:
+        """A hand has given it a history of its own: nothing but a full resync leads back, so its data do not count."""
+        self._lost(redis, redis.data)
+
     def _lost(self, redis: SimRedis, numbers: list[int]) -> None:
         for number in numbers:
             self.writes[number].lost_by.add(redis.site.name)

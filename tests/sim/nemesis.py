@@ -211,6 +211,7 @@ class Nemesis:
             return
         if self.world.chance(0.5):
             self._log(f"somebody promotes the Redis of {member.name}")
+            self.cluster.checker.tampered(redis)
             redis.replicaof_no_one()
         else:
             self._log(f"somebody points the Redis of {member.name} elsewhere")

@@ -29,6 +29,9 @@ QUICK: Settings = {
 STILL = "repl-ping-replica-period 3600"
 """Offsets then move by writes only."""
 
+UNCORRECTED: Settings = {"timing": {"probe_s": 30.0, "hang_s": 90.0, "busy_s": 60.0}}
+"""Nobody looks at a steady Redis: a test may repoint it behind its agent's back, and only the fence itself fences."""
+
 Event = dict[str, Any]
 
 

@@ -205,7 +205,8 @@ class RedisCare(Sessions):
             redis.loaded = (info.replid, info.offset_bytes)
         if info.is_primary:
             return
-        if info.syncing or info.loading:
+        if info.loading:
+            # Not earlier: until the whole file is here, the data that it is to replace are all there.
             self._not_intact("a full resync replaces its data")
         elif before is not None and before.replid not in (info.replid, info.replid2):
             # A partial resync keeps the old replid as the second one; a full one does not.

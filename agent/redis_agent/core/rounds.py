@@ -72,8 +72,7 @@ class Rounds(RedisCare):
             return  # An earlier freeze: what was ordered since may have moved the position.
         redis.info = info
         self.round.evidence = info
-        # A full resync whose load failed leaves the old replid and offset beside other data, but no cached primary.
-        whole = not info.loading and info.replica_offset_bytes == info.offset_bytes
+        whole = not info.loading and not self._emptied(info)
         self.round.intact = redis.intact = redis.intact and whole
         self.remember_position(info)
         self.log("info", "frozen", offset_bytes=info.offset_bytes, intact=redis.intact, round=self.round.number)
@@ -98,9 +97,7 @@ class Rounds(RedisCare):
         """Testify. If ``leader`` is still ours, it goes in the same transaction: nobody waits for two."""
         info, redis = self.round.evidence, self.redis
         assert info is not None
-        broken = redis.followed and info.replica_offset_bytes != info.offset_bytes
-        if broken:
-            # Half of a resync: its replid and offset are those of data that are gone.
+        if self._emptied(info):
             self._cast(replace(self._empty_ballot(), up=True, abstains=True))
             return
         loaded = redis.loaded == (info.replid, info.offset_bytes) and not redis.intact
@@ -124,6 +121,15 @@ class Rounds(RedisCare):
         """There is no Redis here: nobody need wait for it. A leader resigns with it."""
         self.round = Round(number=self.view.ledger.epoch + 1)
         self._cast(self._empty_ballot())
+
+    def _emptied(self, info: RedisInfo) -> bool:
+        """A full resync whose file could not be loaded leaves replid and offset of data that are gone.
+
+        Redis takes leave of its old primary when a full resync begins (its two offsets differ from then on), and of its
+        old data when the file is complete. A file of a version that it cannot read leaves it empty; one that breaks in
+        the middle makes it exit.
+        """
+        return self.redis.followed and info.keys == 0 and info.replica_offset_bytes != info.offset_bytes
 
     def _recorded(self) -> Position | None:
         """From the state file; one that only proves that the data are of this cluster puts them last."""

@@ -6,7 +6,6 @@ import threading
 import time
 from array import array
 from collections.abc import Sequence
-from contextlib import suppress
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, overload
 
@@ -160,9 +159,11 @@ class Writer:
             except _NotExecuted:
                 # Somebody else may lead by now, or this one may not have lifted its fence yet.
                 epoch = self._view.epoch if self._view is not None else None
-                with suppress(SafeModeError):
+                try:
                     self._load.observer.wait_for_leader(pause_s, not_epoch=epoch)
-                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                    pause_s = _FIRST_PAUSE_S
+                except SafeModeError:
+                    pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     def _attempt(self, seq: int, begun_ns: int) -> None:
         connection, view = self._connect()
