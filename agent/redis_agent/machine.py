@@ -164,6 +164,7 @@ _TABLE: tuple[Row, ...] = (
     _row(EXPIRED, "session_up", CONNECTING, "", "a fresh session: read everything again"),
     # --- leaving ---
     _row(SERVING, "stop", HANDING_OVER, "pause_writes", "writes wait until a successor has everything"),
+    _row(TAKING_OVER, "stop", RESIGNING, "freeze_quietly", "nobody need wait for Redis to stop: resign first"),
     _row(HANDING_OVER, "caught_up", RESIGNING, "freeze_quietly", "final position: nothing can be written any more"),
     _row(HANDING_OVER, "stop_again", RESIGNING, "freeze_quietly", "do not wait for a successor, but fence"),
     _row(RESIGNING, "frozen", RESIGNING, "resign", "testify the final position and give up leader in one transaction"),
@@ -181,7 +182,7 @@ _TABLE: tuple[Row, ...] = (
     _row(LEAVING, "session_expired", STOPPING_REDIS, "stop_redis", "no session: nothing left to hand over"),
     _row(LEAVING, "redis_lost", CLOSING, "cast_empty_ballot close_session", "Redis is dead: resign and leave"),
     _row(
-        (CONNECTING, *CANDIDATE, TAKING_OVER, FOLLOWER, EXPIRED),
+        (CONNECTING, *CANDIDATE, FOLLOWER, EXPIRED),
         "stop",
         STOPPING_REDIS,
         "stop_redis",

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from kazoo.client import KazooClient  # type: ignore[import-untyped]
 from kazoo.security import make_digest_acl  # type: ignore[import-untyped]
 
 from redis_agent import znodes
 from redis_agent.cli.main import main
 from redis_agent.electability import KEEP_COMMAND
+from redis_agent.lab.agent_process import AgentProcess
 from redis_agent.lab.ports import free_port
+from redis_agent.lab.waiting import wait_for
+from redis_agent.lab.zookeeper import Ensemble
 from redis_agent.replication import Address, Ledger, LedgerEntry, Position
+from tests.support.cluster import lab, unstarted, wait_told
 
 PATHS = znodes.Paths("redis-agent", "cache")
 
@@ -135,3 +142,50 @@ def test_zookeeper_out_of_reach(capsys: pytest.CaptureFixture[str]) -> None:
     error = capsys.readouterr().err
     assert "does not answer within 0.5 s" in error
     assert error.count("\n") == 1
+
+
+# --- a whole cluster ------------------------------------------------------------------------------------------------
+
+
+def preload(member: AgentProcess, key: str) -> None:
+    """Give a member that has never run a data set of its own, as an earlier redis-server would have left it."""
+    member.data_dir.mkdir(parents=True, exist_ok=True)
+    binary = shutil.which("redis-server")
+    assert binary
+    socket = member.data_dir / "s"
+    arguments = ["--port", "0", "--unixsocket", str(socket), "--dir", str(member.data_dir), "--save", ""]
+    with subprocess.Popen([binary, *arguments], stdout=subprocess.DEVNULL) as process:
+        try:
+            wait_for(socket.exists, 10.0, lambda: "redis-server listens")
+            with redis.Redis(unix_socket_path=str(socket)) as client:
+                client.set(key, "1")
+                client.save()
+        finally:
+            process.terminate()
+
+
+def keys(member: AgentProcess) -> set[str]:
+    with member.redis() as client:
+        found: set[str] = set(client.keys("only-*"))
+    return found
+
+
+def test_unrelated_data_sets_wait_for_an_operator(
+    zookeeper: Ensemble, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody leads and nothing is lost until `keep` names one; then everybody has that one's data. Case H2."""
+    with unstarted(lab(zookeeper, tmp_path)) as cluster:
+        first, second, third = cluster
+        preload(first, "only-first")
+        preload(second, "only-second")
+        for member in cluster:
+            member.start()
+        blocked = wait_told(cluster, third, "verdict", outcome="blocked")
+        assert KEEP_COMMAND in str(blocked["reason"])
+        assert (keys(first), keys(second), keys(third)) == ({"only-first"}, {"only-second"}, set())
+        words = KEEP_COMMAND.replace("MEMBER", second.name).split()[1:]
+        where = ["--zookeeper", cluster.ensemble.hosts, "--cluster", cluster.cluster, "--root", cluster.root]
+        assert main([*words, *where]) == 0
+        assert cluster.wait_settled().name == second.name
+        assert [keys(member) for member in cluster] == [{"only-second"}] * 3
+        assert main([*words, *where]) == 1

@@ -8,6 +8,7 @@ from math import inf
 
 from redis_agent import machine
 from redis_agent.core.leaving import Leaving
+from redis_agent.core.reading import Part
 from redis_agent.core.settings import CoreSettings
 from redis_agent.core.snapshot import Snapshot
 from redis_agent.messages import (
@@ -158,6 +159,8 @@ class Core(Leaving):
         self.retry_follow()
 
     def _takeover_overdue(self) -> None:
+        if self.state != machine.TAKING_OVER:
+            return
         self.log("error", "takeover_overdue", epoch=self.epoch)
         self.fire("unfit")
 
@@ -221,7 +224,7 @@ class Core(Leaving):
             self.serve_answered(event)
         else:
             # A claim or ballot that was given up meanwhile: see what became of it.
-            self.look()
+            self.look(Part.LEADER | Part.BALLOTS)
 
     def _hear_redis(self, event: Event) -> None:
         match event:

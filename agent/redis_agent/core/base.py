@@ -47,9 +47,10 @@ class View:
     ledger: Ledger = field(default_factory=Ledger)
     ledger_version: int = -1
     leader: Leader | None = None
-    leader_owner: int = 0
     members: dict[str, Member] = field(default_factory=dict)
     presences: dict[str, Presence] = field(default_factory=dict)
+    presences_known: bool = False
+    """No change of who is there was told since it was read."""
     presence_versions: dict[str, int] = field(default_factory=dict)
     ballots: dict[str, Ballot] = field(default_factory=dict)
     stale_ballots: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ from redis_agent.messages import (
     StartRedis,
 )
 from redis_agent.replication import NOWHERE, RedisInfo
+from redis_agent.znodes import LeaderPhase
 
 STEADY_S = 60.0
 """A Redis that ran this long was not in a crash loop."""
@@ -231,9 +232,11 @@ class RedisCare(Sessions):
             return
         if redis.intact:
             return
+        if redis.proof is not None and redis.proof[:2] != (leader.epoch, info.replid):
+            redis.proof = None
         if redis.proof is not None:
-            epoch, replid, offset_bytes = redis.proof
-            if epoch == leader.epoch and replid == info.replid and info.offset_bytes >= offset_bytes:
+            epoch, _, offset_bytes = redis.proof
+            if info.offset_bytes >= offset_bytes:
                 redis.intact = True
                 self.log("info", "intact", epoch=epoch, offset_bytes=info.offset_bytes)
                 self.remember_position(info)
@@ -273,7 +276,7 @@ class RedisCare(Sessions):
     def save_promise(self) -> None:
         """The ballot binds our next life while it stands; now that it may be cleared, the state file does."""
         if self.record.promised_round < self.promised_round:
-            self.save("promise", promised_round=self.promised_round)
+            self.save("promise", promised_round=self.promised_round, cluster_id=self.view.config.cluster_id)
 
     def knows_its_data(self) -> bool:
         """Whether following a leader may overwrite what we have: it is empty, or it is of this cluster."""
@@ -298,7 +301,10 @@ class RedisCare(Sessions):
     def follow(self) -> None:
         """Replicate from the serving leader; where that is done already, leave it alone."""
         leader = self.view.leader
-        assert leader is not None
+        if leader is None or leader.phase != LeaderPhase.SERVING or self.owns_leader:
+            # Redis came up after what we followed was gone. What is there instead is considered next.
+            self.followed = None
+            return
         self.epoch = leader.epoch
         before, self.followed = self.followed, (leader.epoch, leader.address)
         redis, info = self.redis, self.redis.info

@@ -8,6 +8,7 @@ from math import inf
 from redis_agent import machine
 from redis_agent.core.base import Round
 from redis_agent.core.local_redis import RETRY_ROLE_S, RedisCare
+from redis_agent.core.reading import Part
 from redis_agent.election import Ballot, Outcome, Rules, Verdict, claimed, decide, quorum
 from redis_agent.messages import (
     Check,
@@ -175,17 +176,19 @@ class Rounds(RedisCare):
         self.round.ballot_request = 0
         if isinstance(event, CommitDone):
             self.round.cast_at = self.now
+            if self.round.ballot is not None:
+                self.view.ballots[self.settings.name] = self.round.ballot
             self.log("info", "ballot_cast", round=self.round.number)
             if self.owns_leader:
                 self.view.leader = None
             if self.state == machine.RESIGNING:
                 self.fire("resigned")
-            # The watch that the last read armed tells of the others' ballots, and of this one.
+            self.look(Part.BALLOTS)
         else:
             self.log("info", "ballot_refused", round=self.round.number, answer=type(event).__name__)
             self.view.fresh = False
             self.arm("recast", self.now + RETRY_ROLE_S)
-            self.look()
+            self.look(Part.LEADER | Part.BALLOTS)
 
     def recast_if_due(self) -> None:
         if "recast" not in self.timers:
@@ -206,7 +209,7 @@ class Rounds(RedisCare):
     def consider_election(self) -> None:
         """In ``voting``: is it our turn?"""
         round_, view, settings = self.round, self.view, self.settings
-        if view.leader is not None or not self.session.guid_saved:
+        if view.leader is not None or not view.presences_known or not self.session.guid_saved:
             return
         if round_.cast_at is None or round_.ballot is None:
             self.recast_if_due()
@@ -214,7 +217,8 @@ class Rounds(RedisCare):
         live = frozenset(view.presences)
         voters = frozenset(view.config.voters)
         view.ballots[settings.name] = round_.ballot
-        if round_.complete_since is None and voters & live <= view.ballots.keys():
+        cast = {name for name, ballot in view.ballots.items() if ballot.round == round_.number}
+        if round_.complete_since is None and voters & live <= cast:
             round_.complete_since = self.now
         self._verdict = verdict = decide(
             me=settings.name,
@@ -304,7 +308,7 @@ class Rounds(RedisCare):
         if isinstance(event, CommitDone):
             view = self.view
             view.ledger, view.ledger_version = self._claimed_ledger, event.versions[1]
-            view.leader, view.leader_owner = self._claimed_leader, self.session.zk_id
+            view.leader = self._claimed_leader
             self.log("info", "claimed", epoch=self.round.claim_epoch)
             self.fire("claim_won")
         elif isinstance(event, CommitRefused):
@@ -340,10 +344,10 @@ class Rounds(RedisCare):
             self.fire("unfit")
             return
         self.redis.info = info
-        promotions = (*self.record.promotions, (info.replid, self.epoch))[-PROMOTIONS_KEPT:]
-        self.save("promotion", promotions=promotions, cluster_id=self.view.config.cluster_id)
         self.log("info", "promoted", epoch=self.epoch, offset_bytes=info.offset_bytes)
         self.fire("promoted")
+        promotions = (*self.record.promotions, (info.replid, self.epoch))[-PROMOTIONS_KEPT:]
+        self.save("promotion", promotions=promotions, cluster_id=self.view.config.cluster_id)
 
     def serve(self) -> None:
         """Announce: the replid goes into the ledger, the phase to serving, in one transaction."""

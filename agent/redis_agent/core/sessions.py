@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import inf
 
 from redis_agent import machine
-from redis_agent.core.base import Base, Session, View
+from redis_agent.core.base import Session, View
+from redis_agent.core.reading import RETRY_S, Reading
 from redis_agent.messages import (
     Check,
     CloseSession,
@@ -19,51 +20,31 @@ from redis_agent.messages import (
     Op,
     OpenSession,
     Put,
-    Read,
     ReadDone,
-    ReadFailed,
     Ready,
     SessionDown,
     SessionFailed,
     SessionUp,
-    WatchFired,
     ZkError,
-    Znode,
 )
 from redis_agent.replication import Ledger
 from redis_agent.znodes import (
     ClusterConfig,
-    Corrupt,
     Member,
     Presence,
-    decode_ballot,
-    decode_config,
-    decode_leader,
-    decode_ledger,
-    decode_member,
-    decode_presence,
     encode,
     merge_config,
-    split_ballot,
 )
 
-RETRY_S = 0.2
 NAME_TAKEN_LOOK_S = 1.0
 TELL_ABSENCE_S = 30.0
 
 
-class Sessions(Base):
+class Sessions(Reading):
     """Joins and stays in the cluster; keeps ``view`` up to date; keeps the lease."""
 
-    _read_request = 0
-    _read_wanted = False
-    _read_all = False
-    _read_ballots = False
-    _barrier = 0
     _bootstrap_request = 0
     _cleared_request = 0
-    taking_over_request = 0
-    """Of the ``serve`` transaction in flight."""
     _foreign_presence: tuple[int, float] | None = None
 
     # --- life of a session ------------------------------------------------------------------------------------------
@@ -74,8 +55,8 @@ class Sessions(Base):
         self.session = Session(self.session.number + 1)
         self.view = View()
         self.round.claim_request = self.round.ballot_request = 0
-        self._read_request = self._bootstrap_request = self._cleared_request = self.taking_over_request = 0
-        self._read_wanted = self._read_all = self._read_ballots = False
+        self.forget_everything_read()
+        self._bootstrap_request = self._cleared_request = 0
         for timer in ("heartbeat", "reread", "join"):
             self.disarm(timer)
         self.arm("absent", self.now + self.settings.session_timeout_s)
@@ -92,7 +73,7 @@ class Sessions(Base):
         session.connected = True
         self.disarm("absent")
         self.view.fresh = False
-        self._read_request = 0
+        self.forget_reads()
         self.log("info", "session_up", new=event.is_new, timeout_s=event.timeout_s, session=hex(event.zk_session_id))
         if event.is_new:
             session.established = True
@@ -123,7 +104,7 @@ class Sessions(Base):
         self.session.connected = False
         self.arm("absent", self.now + self.settings.session_timeout_s)
         self.view.fresh = False
-        self._read_request = 0
+        self.forget_reads()
         self.log("warning", "session_down", lease_left_s=round(self.lease.until - self.now, 3))
 
     def on_session_expired(self) -> None:
@@ -186,7 +167,8 @@ class Sessions(Base):
             # A stopped agent can't rewrite its presence, so the version shows that it is still as we read it.
             ops.append(Delete(self.paths.presence(name), self.view.presence_versions[name]))
         leader = self.view.leader
-        if leader is not None and leader.name == name and self._is_leftover(leader.guid) and not self.old_redis_alive:
+        leftover = leader is not None and leader.name == name and leader.guid != session.guid
+        if leader is not None and leftover and self._is_leftover(leader.guid) and not self.old_redis_alive:
             # Our Redis of then is dead, so nobody need wait for the session that it was promoted under.
             ops += [Check(self.paths.epoch, self.view.ledger_version), Delete(self.paths.leader)]
         if standing is None or standing.guid != session.guid:
@@ -298,125 +280,11 @@ class Sessions(Base):
             at=self.wall_now,
         )
 
-    # --- reading ----------------------------------------------------------------------------------------------------
-
-    def look(self) -> None:
-        """Read who leads, and the ballots."""
-        self._read_wanted = True
-
-    def look_at_all(self) -> None:
-        """Read everything, also the settings and the members."""
-        self._read_wanted = self._read_all = True
-
-    def barrier(self) -> int:
-        """A request number for a write about leadership. What was read before it is out of date when it arrives."""
-        self._barrier = self.request()
-        return self._barrier
-
-    def send_read(self) -> None:
-        """One read at a time; what changes meanwhile is read again after it."""
-        wanted = self._read_wanted or self._read_ballots
-        if not wanted or self._read_request or not self.session.connected or not self.session.ensured:
-            return
-        paths = self.paths
-        if self.state == machine.TAKING_OVER and (self.role_requests or self.taking_over_request):
-            return  # Each request in flight now would delay the first write; the conditional writes tell of a rival.
-        if self._read_ballots and not self._read_wanted:
-            # In a round every millisecond counts. Nothing is decided by this read that the claim does not check.
-            self._read_ballots = False
-            self._read_request = self.request()
-            self.order(
-                Read(self.session.number, self._read_request, paths=(paths.epoch,), trees=(paths.ballots,), sync=False)
-            )
-            return
-        self._read_ballots = False
-        # The ledger before the leader: each later read is at least as new, so a leader that is missing behind epoch n
-        # is the leader of epoch n, gone.
-        names: tuple[str, ...] = (paths.epoch, paths.leader)
-        trees: tuple[str, ...] = (paths.ballots, paths.presences)
-        if self._read_all:
-            names, trees = (paths.config, *names), (*trees, paths.members)
-        self._read_wanted = self._read_all = False
-        self._read_request = self.request()
-        self.order(Read(self.session.number, self._read_request, paths=names, trees=trees))
-
-    def on_watch_fired(self, event: WatchFired) -> None:
-        if event.path in (self.paths.config, self.paths.members, self.paths.presences):
-            self.look_at_all()
-        elif event.path == self.paths.ballots and self.state == machine.VOTING and self.view.fresh:
-            self._read_ballots = True
-        else:
-            self.look()
-
-    def on_read_failed(self, event: ReadFailed) -> None:
-        if event.request == self._read_request:
-            self._read_request = 0
-            self.arm("look", self.now + RETRY_S)
-
     def on_read_done(self, event: ReadDone) -> None:
-        if event.request != self._read_request:
-            return
-        self._read_request = 0
-        if event.request < self._barrier:
-            self.look_at_all()
-            return
-        try:
-            self._learn(event)
-        except Corrupt as error:
-            # Not ours to mend, and nothing to act on: keep the view that we have, out of date, and say so.
-            self.view.fresh = False
-            self.log("error", "unreadable_znode", problem=str(error))
-            self.reason = f"a znode cannot be read: {error}"
-            self.arm("look", self.now + self.settings.reread_s)
-            return
-        if self.session.registered and self.paths.leader in event.paths:
-            self.view.fresh = True
-        self._join()
-        self._bootstrap()
-
-    def _learn(self, event: ReadDone) -> None:
-        view, paths = self.view, self.paths
-        if config := event.paths.get(paths.config):
-            view.config, view.config_data = decode_config(config.data), config.data
-            view.config_version = config.version
-            if self.record.cluster_id and view.config.cluster_id not in ("", self.record.cluster_id):
-                # The state file is about another cluster: it proves nothing here.
-                self.recorded = None
-        if paths.members in event.trees:
-            view.members = {name: decode_member(node.data) for name, node in event.trees[paths.members].items()}
-        if paths.presences in event.trees:
-            presences = event.trees[paths.presences]
-            view.presences = {name: decode_presence(node.data) for name, node in presences.items()}
-            view.presence_versions = {name: node.version for name, node in presences.items()}
-        if ledger := event.paths.get(paths.epoch):
-            if ledger.version != view.ledger_version and paths.leader not in event.paths:
-                # Somebody claimed, and what we know of `leader` is older than that.
-                view.fresh = False
-                self.look()
-            view.ledger, view.ledger_version = decode_ledger(ledger.data), ledger.version
-        if paths.leader in event.paths:
-            leader = event.paths[paths.leader]
-            view.leader = decode_leader(leader.data) if leader else None
-            view.leader_owner = leader.ephemeral_owner if leader else 0
-        self._learn_ballots(event.trees.get(paths.ballots, {}))
-
-    def _learn_ballots(self, nodes: object) -> None:
-        assert isinstance(nodes, dict)
-        view, current, stale = self.view, {}, []
-        for name, node in nodes.items():
-            assert isinstance(node, Znode)
-            parts = split_ballot(name)
-            if parts is None:
-                continue
-            round_, member = parts
-            if member == self.settings.name:
-                # Also a ballot of an earlier life binds us: never follow a leader of a lower epoch.
-                self.promised_round = max(self.promised_round, round_)
-            if round_ == view.ledger.epoch + 1:
-                current[member] = decode_ballot(node.data)
-            elif round_ <= view.ledger.epoch:
-                stale.append(name)
-        view.ballots, view.stale_ballots = current, tuple(sorted(stale))
+        if self.read_done(event):
+            self._join()
+            self._bootstrap()
+            self.clear_ballots()
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
