@@ -381,8 +381,11 @@ class SessionClient(KazooClient):  # type: ignore[misc]
 
     def take_queued(self, xid: int) -> Iterator[tuple[int, Any]]:
         """Each queued request with its number, which counts on from ``xid``; from then on it waits for its answer."""
-        while self._queue:
-            request, result = self._queue.popleft()
+        with self._gate:
+            # At once, so that whoever queues the next request finds the queue empty and wakes the loop.
+            batch = list(self._queue)
+            self._queue.clear()
+        for request, result in batch:
             xid = xid % (2**31 - 1) + 1
             self._pending.append((request, result, xid))
             yield xid, request

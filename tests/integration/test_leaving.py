@@ -26,8 +26,8 @@ from tests.support.cluster import (
     write,
 )
 
-BOUND_S = 3.0
-"""Longer than any orderly end without a successor to wait for: closing the session may take 2 s."""
+BOUND_S = 4.5
+"""For an end that waits for nobody: closing the session may take 2 s, waiting for a successor would take 5 s."""
 
 
 def gone_in_order(cluster: LocalCluster, name: str) -> bool:
@@ -60,7 +60,7 @@ def test_sigterm_of_the_leader_under_load(zookeeper: Ensemble, tmp_path: Path) -
         assert (losses.confirmed_lost, losses.plain_lost, losses.counters_lost, losses.counters_doubled) == (0, 0, 0, 0)
         assert losses.plain > 50
         assert (load.unknown, load.surprises) == (0, [])
-        assert gap_s < SESSION_S / 2
+        assert gap_s < SESSION_S
         assert gone_in_order(cluster, old.name)
 
 

@@ -241,6 +241,36 @@ def test_after_a_power_loss_the_furthest_data_lead(begin: Begin, seed: int, disk
         assert set(confirmed) <= set(server(member).data)
 
 
+def test_data_that_met_a_leftover_leader_still_count(begin: Begin) -> None:
+    """# case B10: the one with the furthest data is back first, and for seconds sees the `leader` of a dead host.
+
+    It is told to follow, but nothing answers there: its data set is as it was loaded and must not be thrown away.
+    """
+    cluster = begin(disks=("aof",))
+    leader, near, far = roles(cluster)
+    App(cluster, leader).confirm()
+    cluster.run(6.0)
+    cluster.cut_redis(far.name)
+    cluster.run(12.0)
+    app = App(cluster, leader)
+    confirmed = [app.confirm() for _ in range(5)]
+    cluster.run(12.0)
+    for member in cluster.members.values():
+        kept = list(member.site.disk.aof)
+        member.kill()
+        member.site.disk.aof = kept
+    leader.site.disk.wipe()
+    cluster.net.heal_all()
+    near.start()
+    cluster.run(1.0)
+    far.start()
+    cluster.run(15.0)
+    leader.start()
+    cluster.until("all are in sync", cluster.in_sync)
+    for member in cluster.members.values():
+        assert set(confirmed) <= set(server(member).data)
+
+
 # --- B13 ----------------------------------------------------------------------------------------------------------
 
 
@@ -370,3 +400,21 @@ def test_a_partitioned_leader_and_clients_on_both_sides(begin: Begin, seed: int)
     cluster.until("all are in sync", cluster.in_sync)
     for member in cluster.members.values():
         assert set(cluster.checker.confirmed) <= set(server(member).data)
+
+
+# --- B16 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_leader_deleted_by_hand_fences_before_the_next_one_claims(begin: Begin, seed: int) -> None:
+    """# case B16: also where the old leader can't hear of it: its presence stands, so the others wait for its lease."""
+    cluster = begin(seed)
+    old, _, _ = roles(cluster)
+    cut = cluster.cut_zookeeper(old.name)
+    cluster.delete_leader()
+    cluster.until("the old leader is fenced", lambda: not server(old).writable, 10.0)
+    assert epoch(cluster) == 1
+    cluster.until("another serves", another_serves(cluster, old))
+    cluster.net.heal(cut)
+    cluster.until("all are in sync", cluster.in_sync)
+    assert epoch(cluster) == 2

@@ -159,6 +159,7 @@ class Driver:
         self.ready: list[Ready] = []
         self._zxid = 0
         self._watched: set[str] = set()
+        self._changed: list[str] = []
         self._sent: dict[int, float] = {}
         self._sessions = 0
 
@@ -275,25 +276,30 @@ class Driver:
     # --- the world ------------------------------------------------------------------------------------------------
 
     def put(self, path: str, payload: Payload, *, owner: int = 0) -> None:
-        """Another one writes a znode."""
+        """Another one writes a znode; ``fire_watches`` tells the core."""
+        self._changed += [path] if path in self.tree else [path, path.rpartition("/")[0]]
         self._write(path, encode(payload), self.tree[path].version if path in self.tree else -1, owner)
 
     def remove(self, path: str) -> None:
         """It is gone."""
+        self._changed += [path, path.rpartition("/")[0]]
         del self.tree[path]
 
-    def fire_watch(self, path: str = PATHS.leader) -> list[Command]:
-        """ZooKeeper says that something changed there."""
-        return self.step(WatchFired(self.core.session.number, path))
+    def fire_watches(self) -> list[Command]:
+        """ZooKeeper tells of what others have changed, as far as it was watched."""
+        fired = [path for path in dict.fromkeys(self._changed) if path in self._watched]
+        self._changed.clear()
+        self._watched.difference_update(fired)
+        return [command for path in fired for command in self.step(WatchFired(self.core.session.number, path))]
+
+    def read_again(self) -> None:
+        """Watches fire, and all goes well."""
+        self.fire_watches()
+        self.settle()
 
     def commit(self, command: Commit) -> None:
         """Carry it out, but say nothing to the core: no answer, no watch."""
         assert self._apply(command.ops) is None
-
-    def read_again(self) -> None:
-        """A watch fires, and what it is about is read."""
-        self.fire_watch()
-        self.settle()
 
     def the_leader(self) -> Leader | None:
         """What the znode says."""
@@ -467,7 +473,7 @@ def claimant(**settings: Any) -> Driver:
     """The same: m3's ballot came, and m1's claim is on its way."""
     driver = candidate(**settings)
     driver.put(PATHS.ballot(3, "m3"), ballot("m3", 3, 190))
-    driver.fire_watch(PATHS.ballots)
+    driver.fire_watches()
     driver.settle_but("claim")
     assert driver.state == "candidate.claiming", driver.transitions()
     return driver

@@ -24,7 +24,6 @@ from redis_agent.messages import (
     RedisDied,
     SaveState,
     SessionExpired,
-    Tick,
     ZkError,
 )
 from redis_agent.znodes import LeaderPhase, decode_ballot, decode_leader, decode_ledger
@@ -101,8 +100,7 @@ def test_a_claim_needs_some_lease() -> None:
     driver.wait(driver.core.lease.until - driver.now - 0.4)
     driver.pending.clear()
     driver.put(PATHS.ballot(3, "m3"), ballot("m3", 3, 190))
-    driver.core.look_at_all()
-    driver.step(Tick())
+    driver.fire_watches()
     for read in driver.find(Read):
         driver.answer(read)
     assert driver.state == machine.VOTING
@@ -260,6 +258,28 @@ def test_a_confirmed_fence_kills_nobody() -> None:
     assert not driver.core.redis.lifted
 
 
+def test_a_fence_that_is_overtaken_by_the_lift_is_not_believed() -> None:
+    """A drift's fence was ordered before the fence was lifted and is answered after that: Redis may be open all the
+    same, so the fence at the end of the lease has its deadline.
+    """
+    driver = claimant()
+    driver.settle_but("serve", Probe)
+    driver.wait(1)
+    driver.settle_but("serve", Probe)
+    probe = driver.take(Probe)
+    driver.step(Probed(1, probe.request, driver.now, driver.info, (("repl-backlog-ttl", "60"),)))
+    drift = driver.take(Fence)
+    driver.answer(driver.take(Commit, "serve"))
+    assert driver.state == machine.SERVING
+    lift = driver.take(LiftFence)
+    driver.answer(drift)
+    driver.answer(lift)
+    assert driver.core.redis.lifted
+    driver.session_down()
+    driver.wait(driver.core.lease.until - driver.now + driver.core.settings.fence_timeout_s)
+    assert driver.killed
+
+
 def test_the_deadline_says_when_the_lease_ends() -> None:
     """Whoever calls the core learns in time when it must call again."""
     driver = serving()
@@ -406,8 +426,7 @@ def test_a_deleted_leader_freezes_before_anybody_claims() -> None:
     """Somebody deleted `leader` by hand: freeze and vote again. Case B16."""
     driver = serving()
     driver.remove(PATHS.leader)
-    driver.core.look()
-    driver.step(Tick())
+    driver.fire_watches()
     driver.answer(driver.take(Read))
     assert driver.state == machine.FREEZING
     assert driver.find(Freeze)
@@ -477,8 +496,7 @@ def test_ballots_of_earlier_rounds_are_cleared_after_serving() -> None:
     driver = candidate()
     driver.put(PATHS.ballot(2, "m3"), ballot("m3", 2, 100))
     driver.put(PATHS.ballot(3, "m3"), ballot("m3", 3, 190))
-    driver.core.look()
-    driver.step(Tick())
+    driver.fire_watches()
     driver.settle_but("clear ballots")
     clear = driver.take(Commit, "clear ballots")
     assert driver.state == machine.SERVING
@@ -492,8 +510,7 @@ def test_ballots_are_cleared_in_a_later_session_too() -> None:
     driver = candidate()
     driver.put(PATHS.ballot(2, "m3"), ballot("m3", 2, 100))
     driver.put(PATHS.ballot(3, "m3"), ballot("m3", 3, 190))
-    driver.core.look()
-    driver.step(Tick())
+    driver.fire_watches()
     driver.settle_but("clear ballots", Probe)
     driver.take(Commit, "clear ballots")
     driver.step(SessionExpired(1))

@@ -130,11 +130,9 @@ def test_an_answer_that_nobody_waits_for_is_no_news() -> None:
 def test_a_read_from_before_our_own_write_is_read_again() -> None:
     """What was read before a write about leadership is out of date when it arrives."""
     driver = candidate()
-    driver.settle()
-    driver.core.look()
-    driver.step(Tick())
-    read = driver.take(Read)
     driver.put(PATHS.ballot(3, "m3"), ballot("m3", 3, 190))
+    driver.fire_watches()
+    read = driver.take(Read)
     driver.core.barrier()
     driver.answer(read)
     assert driver.state == machine.VOTING
@@ -175,7 +173,7 @@ def test_nothing_is_done_about_leadership_before_the_cluster_has_voters() -> Non
     assert len(driver.ready) == 1
     driver.put(PATHS.member("m2"), driver.core.view.members["m1"])
     driver.put(PATHS.presence("m2"), presence("m2"), owner=900)
-    driver.fire_watch(PATHS.presences)
+    driver.fire_watches()
     driver.settle()
     assert set(decode_config(driver.tree[PATHS.config].data).voters) == {"m1", "m2"}
     assert driver.state == machine.VOTING
@@ -293,7 +291,7 @@ def test_another_leader_is_followed_by_one_replicaof() -> None:
     driver = follower()
     driver.put(PATHS.leader, leader("m3", 3), owner=901)
     driver.put(PATHS.epoch, ledger("m1", "m2", "m3"))
-    driver.fire_watch()
+    driver.fire_watches()
     driver.settle_but(Follow, Freeze)
     assert driver.take(Follow).primary == ADDRESSES["m3"]
     assert not driver.find(Freeze)
@@ -569,7 +567,7 @@ def test_a_ballot_is_cast_behind_a_confirmed_freeze() -> None:
     """First the freeze, which kicks the clients, then the position read behind it, then the ballot. Case B15."""
     driver = follower()
     driver.remove(PATHS.leader)
-    driver.fire_watch()
+    driver.fire_watches()
     driver.settle_but(Freeze)
     assert driver.find(Freeze)[0].kill_clients
     assert not driver.find(Commit, "ballot")
@@ -583,7 +581,7 @@ def test_a_freeze_of_unknown_outcome_is_repeated_not_believed() -> None:
     """No ballot without it."""
     driver = follower()
     driver.remove(PATHS.leader)
-    driver.fire_watch()
+    driver.fire_watches()
     driver.settle_but(Freeze)
     driver.fail(driver.take(Freeze), unknown=True)
     assert driver.state == machine.FREEZING
@@ -593,14 +591,14 @@ def test_a_freeze_of_unknown_outcome_is_repeated_not_believed() -> None:
 
 
 def test_a_broken_resync_does_not_count() -> None:
-    """Cut off in the middle of a full resync: replid and offset are of data that are gone. It abstains."""
+    """A full resync that could not be loaded: replid and offset are of data that are gone. It abstains."""
     driver = follower()
     driver.core.redis.intact = False
     driver.remove(PATHS.leader)
-    driver.fire_watch()
+    driver.fire_watches()
     driver.settle_but(Freeze)
     freeze = driver.take(Freeze)
-    driver.info = replace(driver.info, primary=NOWHERE, link_up=False, offset_bytes=200, replica_offset_bytes=-1)
+    driver.info = replace(driver.info, primary=NOWHERE, link_up=False, keys=0, replica_offset_bytes=-1)
     driver.step(RoleDone(1, freeze.request, driver.info))
     driver.settle()
     cast = own_ballot(driver, 3)
@@ -627,7 +625,7 @@ def test_a_lost_ballot_is_cast_again() -> None:
     driver = follower()
     driver.remove(PATHS.leader)
     driver.remove(PATHS.presence("m2"))
-    driver.fire_watch()
+    driver.fire_watches()
     driver.settle_but("ballot")
     lost = driver.take(Commit, "ballot")
     driver.commit(lost)
@@ -666,7 +664,7 @@ def test_a_leader_hands_over_in_order() -> None:
     assert not driver.find(Unpause)
     driver.put(PATHS.epoch, ledger("m1", "m2", "m1", "m3"))
     driver.put(PATHS.leader, leader("m3", 4), owner=901)
-    driver.fire_watch()
+    driver.fire_watches()
     driver.settle_but(Unpause, Probe, StopRedis)
     assert not driver.find(StopRedis)
     driver.answer(driver.take(Unpause))
@@ -683,7 +681,7 @@ def test_a_leader_alone_does_not_wait() -> None:
     """No other voter is there: resign, stop Redis in order, exit. Case E5."""
     driver = serving()
     driver.remove(PATHS.presence("m3"))
-    driver.fire_watch(PATHS.presences)
+    driver.fire_watches()
     driver.settle_but(Probe)
     stop(driver)
     before = driver.now
@@ -761,7 +759,7 @@ def test_no_role_is_taken_once_told_to_stop() -> None:
     driver = follower()
     stop(driver)
     driver.remove(PATHS.leader)
-    driver.fire_watch()
+    driver.fire_watches()
     driver.settle_but(StopRedis, Probe)
     driver.wait(3)
     kinds = (Follow, Promote, Freeze, LiftFence)

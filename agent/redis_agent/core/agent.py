@@ -11,6 +11,7 @@ from redis_agent.core.leaving import Leaving
 from redis_agent.core.reading import Part
 from redis_agent.core.settings import CoreSettings
 from redis_agent.core.snapshot import Snapshot
+from redis_agent.election import quorum
 from redis_agent.messages import (
     CaughtUp,
     Command,
@@ -138,7 +139,7 @@ class Core(Leaving):
             "absent": self.tell_absence,
             "retry_role": self._retry_role,
             "recast": self.recast,
-            "save_guid": partial(self.save, "guid"),
+            "save_guid": partial(self.save, f"guid {self.record.guid}"),
             "save_state": self.save_position,
             "takeover": self._takeover_overdue,
             "handover": partial(self.fire, "caught_up"),
@@ -222,6 +223,8 @@ class Core(Leaving):
             self.claim_answered(event)
         elif event.request == self.taking_over_request:
             self.serve_answered(event)
+        elif event.request == self._wait_request:
+            self.wait_answered()
         else:
             # A claim or ballot that was given up meanwhile: see what became of it.
             self.look(Part.LEADER | Part.BALLOTS)
@@ -302,12 +305,12 @@ class Core(Leaving):
         what = self._saving.pop(event.request, "")
         if event.error:
             self.log("error", "state_not_saved", problem=event.error)
-            if what == "guid":
+            if what.startswith("guid "):
                 self.arm("save_guid", self.now + self.settings.save_state_s)
                 return
         if what == "proof":
             self.retry_follow()
-        if what == "guid" and self.record.guid == self.session.guid:
+        if what == f"guid {self.session.guid}":
             self.session.guid_saved = True
 
     # --- what the view asks for -------------------------------------------------------------------------------------
@@ -359,6 +362,8 @@ class Core(Leaving):
         elif self.state == machine.CLAIMING:
             if not self.round.claim_request:
                 self.fire("leader_is_ours")
+        elif self.state == machine.SERVING:
+            self.keep_wait_true()
         elif self.state == machine.FREEZING:
             if not self.redis.up:
                 self.recast_if_due()
@@ -389,6 +394,13 @@ class Core(Leaving):
             self.look_later()
             return
         if self.state == machine.FOLLOWER and self.followed is not None and self.followed[0] == leader.epoch:
+            return
+        voters = leader.voters
+        if self.settings.name not in voters and leader.wait < quorum(len(voters))[0] + len(
+            self.view.members.keys() - set(voters)
+        ):
+            # A plain WAIT would take our acknowledgement for a voter's.
+            self.reason = "waiting for the leader to count this member, which does not vote, in its `wait`"
             return
         joining = self.state in (machine.CONNECTING, *machine.CANDIDATE, machine.FOLLOWER)
         if joining and self.redis.up and not self.knows_its_data():

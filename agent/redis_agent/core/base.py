@@ -30,6 +30,8 @@ class Session:
     ensured: bool = False
     registered: bool = False
     joining_request: int = 0
+    timeout_s: float = 0.0
+    """As negotiated."""
     heartbeat_request: int = 0
     heartbeat_sent_at: float = -inf
     heartbeat_version: int = -1
@@ -146,6 +148,8 @@ class Base:
         """No redis-server process of ours exists."""
         self.role_requests: dict[int, str] = {}
         self.fence_due = inf
+        self.offsets_seen: dict[str, int] = {}
+        """How far the latest leader is known to have come, by its replid."""
         self._requests = 0
         self._saving: dict[int, str] = {}
 
@@ -224,6 +228,11 @@ class Base:
         leader = self.view.leader
         return leader is not None and bool(self.session.guid) and leader.guid == self.session.guid
 
+    @property
+    def cluster_id(self) -> str:
+        """Of the cluster as it was read, or else as our state file has it."""
+        return self.view.config.cluster_id or self.record.cluster_id
+
     def resolved(self, info: RedisInfo) -> Position | None:
         return resolve(
             self.view.ledger,
@@ -258,7 +267,9 @@ class Base:
             self.fence_due = min(self.fence_due, self.now + self.settings.fence_timeout_s)
 
     def fenced(self) -> None:
-        """A command that fences was confirmed."""
+        """A command that fences was confirmed. A lift that was ordered behind it undoes it all the same."""
+        if "lift" in self.role_requests.values():
+            return
         self.redis.lifted = False
         self.fence_due = inf
 

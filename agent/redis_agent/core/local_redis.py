@@ -154,7 +154,7 @@ class RedisCare(Sessions):
         """Somebody changed a setting that the fence or the followers' memory rests on: put it back, and say so."""
         value = drift.pop(FENCE_SETTING, "")
         fence_is_open = value.isdigit() and int(value) < 100_000
-        if self.redis.killed:
+        if self.redis.killed or self.state in machine.LEAVING:
             return
         if self.state == machine.SERVING:
             # Somebody who raised it meant it for the leader: the operator's own value is what we were told to set.
@@ -256,6 +256,7 @@ class RedisCare(Sessions):
         if info is None or leader is None or event.address != leader.address:
             return
         if info.is_primary and info.replid == leader.replid and self.state == machine.FOLLOWER:
+            self.offsets_seen = {info.replid: max(info.offset_bytes, self.offsets_seen.get(info.replid, 0))}
             redis.proof = (leader.epoch, info.replid, info.offset_bytes)
             self.arm("probe", self.now)
 
@@ -276,7 +277,7 @@ class RedisCare(Sessions):
     def save_promise(self) -> None:
         """The ballot binds our next life while it stands; now that it may be cleared, the state file does."""
         if self.record.promised_round < self.promised_round:
-            self.save("promise", promised_round=self.promised_round, cluster_id=self.view.config.cluster_id)
+            self.save("promise", promised_round=self.promised_round, cluster_id=self.cluster_id)
 
     def knows_its_data(self) -> bool:
         """Whether following a leader may overwrite what we have: it is empty, or it is of this cluster."""
@@ -322,7 +323,7 @@ class RedisCare(Sessions):
             # Redis may have come up after we had become a follower. It is decided again when they are known, or loaded.
             self.followed = None
             return
-        cluster_id = self.view.config.cluster_id
+        cluster_id = self.cluster_id
         if self.record.cluster_id != cluster_id:
             # From here on our data are this cluster's: the state file must prove it before they are on disk.
             self.save("proof", cluster_id=cluster_id)

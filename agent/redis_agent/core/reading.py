@@ -46,6 +46,8 @@ class Reading(Base):
     taking_over_request = 0
     """Of the ``serve`` transaction in flight."""
     _wanted = Part.NOTHING
+    _owed = Part.NOTHING
+    """What a failed read was to show: read with the next one."""
     _reading = Part.NOTHING
     _read_request = 0
     _barrier = 0
@@ -65,12 +67,13 @@ class Reading(Base):
     def forget_reads(self) -> None:
         """The connection is gone: what was asked is answered no more."""
         if self._read_request:
-            self._wanted |= self._reading
+            self._owed |= self._reading
         self._read_request = 0
+        self.view.presences_known = False
 
     def forget_everything_read(self) -> None:
         """The session is gone."""
-        self._wanted = self._reading = Part.NOTHING
+        self._wanted = self._reading = self._owed = Part.NOTHING
         self._read_request = self.taking_over_request = 0
 
     def _may_read(self) -> bool:
@@ -89,6 +92,8 @@ class Reading(Base):
             return
         if not self._may_read():
             return
+        parts |= self._owed
+        self._owed = Part.NOTHING
         paths = self.paths
         # The ledger before the leader: each later read is at least as new, so a leader that is missing behind epoch n
         # is the leader of epoch n, gone.
@@ -122,6 +127,7 @@ class Reading(Base):
     def on_read_failed(self, event: ReadFailed) -> None:
         if event.request == self._read_request:
             self._read_request = 0
+            self._owed |= self._reading
             self.arm("look", self.now + RETRY_S)
 
     def read_done(self, event: ReadDone) -> bool:
@@ -137,6 +143,7 @@ class Reading(Base):
         except Corrupt as error:
             # Not ours to mend, and nothing to act on: keep the view that we have, out of date, and say so.
             self.view.fresh = False
+            self._owed |= self._reading
             self.log("error", "unreadable_znode", problem=str(error))
             self.reason = f"a znode cannot be read: {error}"
             self.arm("look", self.now + self.settings.reread_s)
@@ -183,6 +190,11 @@ class Reading(Base):
         self.view.presences = {name: known.get(name, replace(unreadable, name=name)) for name in nodes}
         self.view.presence_versions = {name: node.version for name, node in nodes.items()}
         self.view.presences_known = True
+        leader = self.view.leader
+        presence = self.view.presences.get(leader.name) if leader else None
+        if presence is not None and leader is not None and presence.replid == leader.replid:
+            seen = self.offsets_seen.get(leader.replid, -1)
+            self.offsets_seen = {leader.replid: max(seen, presence.offset_bytes)}
 
     def _learn_ballots(self, nodes: Mapping[str, Znode]) -> None:
         view = self.view

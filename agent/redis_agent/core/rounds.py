@@ -44,10 +44,11 @@ class Rounds(RedisCare):
         self.followed = None
         for timer in ("election", "takeover"):
             self.disarm(timer)
-        if not self.redis.up or self.redis.killed:
-            self.cast_empty_ballot()
-        else:
+        if self.redis.up and not self.redis.killed:
             self._order_freeze(kill_clients=True)
+        elif self.redis_is_gone or self.redis.killed:
+            self.cast_empty_ballot()
+        # Else it is being started, and will be frozen as soon as it answers.
 
     def freeze_quietly(self) -> None:
         """For a handover: the clients whose writes wait are answered when the successor serves."""
@@ -71,7 +72,7 @@ class Rounds(RedisCare):
         redis = self.redis
         if info is None or request != self._freeze_request:
             return  # An earlier freeze: what was ordered since may have moved the position.
-        redis.info = info
+        self._observe(info)
         self.round.evidence = info
         whole = not info.loading and not self._emptied(info)
         self.round.intact = redis.intact = redis.intact and whole
@@ -87,8 +88,11 @@ class Rounds(RedisCare):
             return
         if self.redis.lifted or (unknown and self.owns_leader):
             self.kill_redis("the freeze was not confirmed")
-        else:
-            self.arm("retry_role", self.now + RETRY_ROLE_S)
+            return
+        if self.owns_leader and self.state == machine.FREEZING and not self.round.ballot_request:
+            # It was never let in to, so `leader` can go without the freeze; a true ballot replaces this one later.
+            self.cast_empty_ballot()
+        self.arm("retry_role", self.now + RETRY_ROLE_S)
 
     def retry_freeze(self) -> None:
         if self.state in (machine.FREEZING, machine.RESIGNING) and self.redis.up and not self.redis.killed:
@@ -201,7 +205,7 @@ class Rounds(RedisCare):
         if self.state == machine.VOTING or (self.state == machine.RESIGNING and self.round.evidence is not None):
             self.round.number = self.view.ledger.epoch + 1
             self.cast_ballot(abstains=self.state == machine.RESIGNING)
-        elif self.state == machine.FREEZING and not self.redis.up:
+        elif self.state == machine.FREEZING and (self.redis_is_gone or self.redis.killed):
             self.cast_empty_ballot()
 
     # --- verdict and claim ------------------------------------------------------------------------------------------
@@ -262,14 +266,12 @@ class Rounds(RedisCare):
         if latest is None:
             return ""
         presence = self.view.presences.get(latest.member)
-        return latest.member if presence is not None and presence.guid == latest.guid else ""
+        # One that cannot be read may be its.
+        return latest.member if presence is not None and presence.guid in ("", latest.guid) else ""
 
     def _last_offset_bytes(self) -> int | None:
         latest = self.view.ledger.latest_served()
-        presence = self.view.presences.get(latest.member) if latest else None
-        if presence is None or latest is None or presence.replid != latest.replid or presence.offset_bytes < 0:
-            return None
-        return presence.offset_bytes
+        return self.offsets_seen.get(latest.replid) if latest else None
 
     def claim(self) -> None:
         """One transaction: the next epoch with where it starts, and ``leader``, if nobody changed the ledger."""
@@ -346,8 +348,9 @@ class Rounds(RedisCare):
         self.redis.info = info
         self.log("info", "promoted", epoch=self.epoch, offset_bytes=info.offset_bytes)
         self.fire("promoted")
+        # Written down when `serve` is answered: two fsyncs on one disk would wait for each other.
         promotions = (*self.record.promotions, (info.replid, self.epoch))[-PROMOTIONS_KEPT:]
-        self.save("promotion", promotions=promotions, cluster_id=self.view.config.cluster_id)
+        self.record = replace(self.record, promotions=promotions, cluster_id=self.cluster_id)
 
     def serve(self) -> None:
         """Announce: the replid goes into the ledger, the phase to serving, in one transaction."""
@@ -380,6 +383,7 @@ class Rounds(RedisCare):
 
     def serve_answered(self, event: CommitDone | CommitRefused | CommitUnknown) -> None:
         self.taking_over_request = 0
+        self.save("promotion")
         if isinstance(event, CommitDone):
             view = self.view
             view.ledger, view.ledger_version = self._served_ledger, event.versions[0]
@@ -395,6 +399,23 @@ class Rounds(RedisCare):
             self.fire("deposed")
         else:
             self.look()
+
+    def keep_wait_true(self) -> None:
+        """A member that does not vote may have come or gone: ``wait`` must count it before it attaches."""
+        leader = self.view.leader
+        if leader is None or self._wait_request or leader.phase != LeaderPhase.SERVING:
+            return
+        now_due = self._announcement(leader.replid)
+        if (now_due.wait, now_due.voters) == (leader.wait, leader.voters):
+            return
+        self._wait_request = self.barrier()
+        ops = (Check(self.paths.epoch, self.view.ledger_version), Put(self.paths.leader, encode(now_due)))
+        self.order(Commit(self.session.number, self._wait_request, "wait", ops, not_after=self.lease.until))
+
+    def wait_answered(self) -> None:
+        self._wait_request = 0
+        self.view.fresh = False
+        self.look()
 
     def fit_to_resume(self) -> bool:
         """``leader`` is ours: is it for this Redis, and as far as it was when it last served?"""

@@ -45,6 +45,7 @@ class Sessions(Reading):
 
     _bootstrap_request = 0
     _cleared_request = 0
+    _wait_request = 0
     _foreign_presence: tuple[int, float] | None = None
 
     # --- life of a session ------------------------------------------------------------------------------------------
@@ -56,7 +57,7 @@ class Sessions(Reading):
         self.view = View()
         self.round.claim_request = self.round.ballot_request = 0
         self.forget_everything_read()
-        self._bootstrap_request = self._cleared_request = 0
+        self._bootstrap_request = self._cleared_request = self._wait_request = 0
         for timer in ("heartbeat", "reread", "join"):
             self.disarm(timer)
         self.arm("absent", self.now + self.settings.session_timeout_s)
@@ -77,10 +78,10 @@ class Sessions(Reading):
         self.log("info", "session_up", new=event.is_new, timeout_s=event.timeout_s, session=hex(event.zk_session_id))
         if event.is_new:
             session.established = True
-            session.guid, session.zk_id = event.guid, event.zk_session_id
-            self._check_timeout(event.timeout_s)
+            session.guid, session.zk_id, session.timeout_s = event.guid, event.zk_session_id, event.timeout_s
             self.lease.opened(timeout_s=event.timeout_s, sent_at=event.sent_at)
             self.fire("session_up")
+            self._check_timeout(event.timeout_s)
         if session.ensured:
             self.look_at_all()
         else:
@@ -92,12 +93,14 @@ class Sessions(Reading):
         settings = self.settings
         left_s = timeout_s - settings.fence_budget_s - settings.tick_s - 2 * settings.heartbeat_s
         if left_s <= 0:
-            self.log(
-                "error",
-                "session_timeout_too_short",
-                negotiated_s=timeout_s,
-                lease_left_s=left_s,
-                remedy="raise maxSessionTimeout in ZooKeeper, or lower tick_s and heartbeat_s",
+            arithmetic = (
+                f"{timeout_s} s - fence budget {settings.fence_budget_s} s - tick {settings.tick_s} s "
+                f"- 2 heartbeats of {settings.heartbeat_s} s"
+            )
+            self.fail(
+                2,
+                f"ZooKeeper grants a session timeout that leaves no lease: {arithmetic} = {left_s:.3g} s; "
+                "raise its maxSessionTimeout, or lower tick_s and heartbeat_s",
             )
 
     def on_session_down(self, _event: SessionDown) -> None:
@@ -189,7 +192,9 @@ class Sessions(Reading):
             self._foreign_presence = (version, self.now)
         first_version, since = self._foreign_presence
         where = f"{standing.host or 'an unknown host'}, process {standing.pid}"
-        if version != first_version or self.now - since > self.settings.name_taken_s:
+        # The session of a host that was replaced ends by itself, and its timeout may be longer than ours.
+        limit_s = max(self.settings.name_taken_s, 2 * self.settings.session_timeout_s + self.settings.tick_s)
+        if version != first_version or self.now - since > limit_s:
             self.fail(2, f'the name "{self.settings.name}" is in use by a live agent on {where}: choose another')
             return
         self.reason = f"waiting for the session of an earlier agent of this name ({where}) to end"
@@ -199,7 +204,7 @@ class Sessions(Reading):
         session = self.session
         session.registered = True
         self._earlier_guid = session.guid
-        self.save("guid", guid=session.guid)
+        self.save(f"guid {session.guid}", guid=session.guid)
         self.arm("heartbeat", self.now)
         self.order(Ready(f"joined {self.paths.base} as {self.settings.name}"))
         self.look_at_all()
@@ -249,7 +254,7 @@ class Sessions(Reading):
         if self.leading:
             return settings.heartbeat_s
         # What proves the session is a tick and up to two intervals old: a follower's lease must outlast them, too.
-        spare_s = settings.session_timeout_s - settings.fence_budget_s - settings.tick_s
+        spare_s = self.session.timeout_s - settings.fence_budget_s - settings.tick_s
         return min(settings.presence_s, max(settings.heartbeat_s, spare_s / 4))
 
     def presence(self) -> Presence:

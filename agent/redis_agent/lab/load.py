@@ -11,18 +11,15 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from redis_agent.client import LeaderObserver, LeaderView
+from redis_agent.lab.wire import LabConnection
 from redis_agent.lab.writer import Ack, Kind, Writer
 
-_RedisConnection: Any = redis.Connection
-"""redis-py leaves its methods untyped."""
-
+CONNECT_LIMIT_S = 0.25
 _EXAMPLES = 10
 
 
@@ -103,16 +100,13 @@ class Load:
         kinds = [Kind.PLAIN] * plain + [Kind.CONFIRMED] * confirmed + [Kind.COUNTER] * counters
         self._writers = [Writer(self, kind, number) for number, kind in enumerate(kinds, start=1)]
 
-    def connection(self, view: LeaderView) -> Any:
-        """A connection to this leader, not connected yet. It retries nothing."""
-        return _RedisConnection(
-            host=view.address.host,
-            port=view.address.port,
-            password=self._password or None,
-            protocol=2,
-            socket_timeout=self._reply_limit_s,
-            socket_connect_timeout=0.25,
-            retry=Retry(NoBackoff(), 0),
+    def connection(self, view: LeaderView) -> LabConnection:
+        """A connection to this leader. Raises OSError."""
+        return LabConnection(
+            view.address,
+            password=self._password,
+            connect_limit_s=CONNECT_LIMIT_S,
+            reply_limit_s=self._reply_limit_s,
         )
 
     def __enter__(self) -> Self:

@@ -10,15 +10,15 @@ from enum import Enum
 from typing import Any, NamedTuple, Protocol, overload
 
 import redis
-from redis.exceptions import BusyLoadingError, MasterDownError, ReadOnlyError, RedisError, ResponseError
 
 from redis_agent.client import LeaderObserver, LeaderView, SafeModeError
+from redis_agent.lab.wire import LabConnection, Part, ReplyError, pack
 
 _FIRST_PAUSE_S = 0.0005
 _LONGEST_PAUSE_S = 0.02
 _BATCH = 1000
-_NOT_EXECUTED = (ReadOnlyError, BusyLoadingError, MasterDownError)
-_NOT_EXECUTED_WORDS = ("NOREPLICAS", "UNBLOCKED", "MISCONF", "BUSY")
+_NOT_LEADING = ("READONLY", "LOADING", "MASTERDOWN", "ERR max number of clients")
+_NOT_EXECUTED = (*_NOT_LEADING, "NOREPLICAS", "UNBLOCKED", "MISCONF", "BUSY")
 
 
 class Kind(Enum):
@@ -53,8 +53,8 @@ class Orders(Protocol):
     stopping: threading.Event
     surprises: list[str]
 
-    def connection(self, view: LeaderView) -> Any:
-        """A connection to this leader, not connected yet."""
+    def connection(self, view: LeaderView) -> LabConnection:
+        """A connection to this leader. Raises OSError."""
 
 
 class Acks(Sequence[Ack]):
@@ -111,7 +111,7 @@ class Writer:
         self.lost: dict[int, bool] = {}
         """Of those, what was not found, and whether it was confirmed."""
         self._load = load
-        self._connection: Any = None
+        self._connection: LabConnection | None = None
         self._view: LeaderView | None = None
         self._value = 0
         self._maybe = 0
@@ -168,45 +168,45 @@ class Writer:
     def _attempt(self, seq: int, begun_ns: int) -> None:
         connection, view = self._connect()
         commands = self._commands(seq, view)
-        packed = connection.pack_commands(commands)
         try:
-            connection.send_packed_command(packed)
-            reply = connection.read_response()
-        except ResponseError as error:
-            self._refused(error, len(commands) - 1)
-            raise _NotExecuted from error
-        except (RedisError, OSError) as error:
+            connection.send(pack(*commands))
+            reply = connection.reply()
+        except OSError as error:
             raise _Unknown from error
+        if isinstance(reply, ReplyError):
+            self._refused(str(reply), len(commands) - 1)
+            raise _NotExecuted(str(reply))
         confirmed = False
         if self.kind is Kind.CONFIRMED:
             confirmed = self._waited(connection, view)
         self.acks.append(Ack(begun_ns, time.monotonic_ns(), view.epoch, seq, confirmed))
         if self.kind is Kind.COUNTER:
-            self._count(int(reply))
+            assert isinstance(reply, int)
+            self._count(reply)
 
-    def _commands(self, seq: int, view: LeaderView) -> list[tuple[object, ...]]:
+    def _commands(self, seq: int, view: LeaderView) -> list[tuple[Part, ...]]:
         if self.kind is Kind.COUNTER:
             return [("INCR", self.name)]
-        write = ("SET", self.key(seq), seq)
+        write: tuple[Part, ...] = ("SET", self.key(seq), seq)
         if self.kind is Kind.PLAIN:
             return [write]
         return [write, ("WAIT", view.wait, self._load.wait_limit_ms)]
 
-    def _refused(self, error: ResponseError, replies_left: int) -> None:
+    def _refused(self, error: str, replies_left: int) -> None:
         """Keep the connection if it is in step and worth keeping; say if the error is not one of those we know."""
-        known = isinstance(error, _NOT_EXECUTED) or str(error).startswith(_NOT_EXECUTED_WORDS)
-        if not known:
+        if not error.startswith(_NOT_EXECUTED):
             self._load.surprises.append(f"{self.name}: {error}")
-        if replies_left or isinstance(error, _NOT_EXECUTED):
+        if replies_left or error.startswith(_NOT_LEADING):
             self._disconnect()
 
-    def _waited(self, connection: Any, view: LeaderView) -> bool:
+    def _waited(self, connection: LabConnection, view: LeaderView) -> bool:
         try:
-            return int(connection.read_response()) >= view.wait
-        except (RedisError, OSError):
+            reply = connection.reply()
+        except OSError:
             # The write itself was acknowledged.
             self._disconnect()
             return False
+        return isinstance(reply, int) and reply >= view.wait
 
     def _count(self, value: int) -> None:
         ahead = value - (self._value + 1)
@@ -217,7 +217,7 @@ class Writer:
         self.counters_lost += max(-ahead, 0)
         self._value = value
 
-    def _connect(self) -> tuple[Any, LeaderView]:
+    def _connect(self) -> tuple[LabConnection, LeaderView]:
         view = self._load.observer.leader
         if view is None or view != self._view:
             self._disconnect()
@@ -225,23 +225,17 @@ class Writer:
         if view is None:
             raise _NotExecuted
         if self._connection is not None:
-            try:
-                # One that was closed while it was idle has executed nothing.
-                if not self._connection.can_read(timeout=0):
-                    return self._connection, view
-            except (RedisError, OSError):
-                pass
+            # One that was closed while it was idle has executed nothing.
+            if self._connection.usable():
+                return self._connection, view
             self._disconnect()
-        connection = self._load.connection(view)
         try:
-            connection.connect()
-        except (RedisError, OSError) as error:
-            connection.disconnect()
+            self._connection = self._load.connection(view)
+        except OSError as error:
             raise _NotExecuted from error
-        self._connection = connection
-        return connection, view
+        return self._connection, view
 
     def _disconnect(self) -> None:
         if self._connection is not None:
-            self._connection.disconnect()
+            self._connection.close()
             self._connection = None
