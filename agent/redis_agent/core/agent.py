@@ -35,6 +35,7 @@ from redis_agent.messages import (
     SessionUp,
     Started,
     StateSaved,
+    StopRedis,
     StopRequested,
     Tick,
     WatchFired,
@@ -233,6 +234,9 @@ class Core(Leaving):
         match event:
             case RedisUp():
                 self.on_redis_up(event)
+                if self.state == machine.STOPPING_REDIS:
+                    # It was only being started when it was told to stop, and may have missed it.
+                    self.order(StopRedis(event.incarnation, self.settings.stop_redis_s))
             case RedisDied():
                 self.on_redis_died(event)
             case Probed():

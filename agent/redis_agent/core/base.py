@@ -78,7 +78,6 @@ class LocalRedis:
     lifted: bool = False
     """The fence may be lifted."""
     killed: bool = False
-    stopping: bool = False
     up_since: float = inf
     settled_at: float = -inf
     """When the last role command was answered: what was asked before that may be out of date."""

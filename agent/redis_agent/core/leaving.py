@@ -90,7 +90,6 @@ class Leaving(Rounds):
             return
         # Whoever was let in is shut out first, in case stopping takes its time (it may write an RDB).
         self.fence()
-        redis.stopping = True
         self.save_position()
         self.order(StopRedis(redis.incarnation, self.settings.stop_redis_s))
 

@@ -6,6 +6,7 @@ connect and a quarter of one to write would measure itself.
 
 from __future__ import annotations
 
+import select
 import socket
 from contextlib import suppress
 
@@ -48,6 +49,8 @@ class LabConnection:
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket.settimeout(reply_limit_s)
+            self._poll = select.poll()
+            self._poll.register(self._socket, select.POLLIN)
             if password:
                 self.send(pack(("AUTH", password)))
                 if isinstance(refused := self.reply(), ReplyError):
@@ -71,13 +74,7 @@ class LabConnection:
 
     def usable(self) -> bool:
         """Neither closed by the other side nor with an unexpected reply on it."""
-        try:
-            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return not self._poll.poll(0)
 
     def close(self) -> None:
         with suppress(OSError):
