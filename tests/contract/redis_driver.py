@@ -21,7 +21,7 @@ class App(Protocol):
         """The answer to a write that had none yet."""
 
     def wait(self, replicas: int) -> int:
-        """WAIT for the last write, for one and a half seconds at most; -1 if it is refused or the connection is closed."""
+        """WAIT for the last write, 1.5 s at most; -1 if it is refused or the connection is closed."""
 
 
 class Server(Protocol):

@@ -220,10 +220,17 @@ def test_resigning_freezes_once_and_votes_once() -> None:
     assert len(driver.find(Commit, "ballot")) == 1
 
 
-def test_what_was_promoted_is_on_disk() -> None:
-    """The replid that a promotion made goes into the state file, and so into later ballots. Case B14."""
+@pytest.mark.parametrize("outcome", ["committed", "refused"])
+def test_what_was_promoted_is_on_disk(outcome: str) -> None:
+    """The replid that a promotion made goes into the state file, whatever became of it. Case B14."""
     driver = claimant()
     driver.settle_but("serve", SaveState)
+    serve = driver.take(Commit, "serve")
+    if outcome == "committed":
+        driver.answer(serve)
+    else:
+        driver.refuse(serve, ZkError.BAD_VERSION)
+    driver.settle_but(SaveState)
     saved = [command.record.promotions for command in driver.find(SaveState)]
     assert ((replid(3), 3),) in saved
 

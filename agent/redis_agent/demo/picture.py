@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 COLUMNS = ("MEMBER", "AGENT", "ROLE", "REDIS", "EPOCH", "POSITION", "LAG", "WRITES/S")
 LIVE_INTERVAL_S = 0.25
 PLAIN_INTERVAL_S = 1.0
+ROLE_STYLES = {"leader": "bold green", "follower": "cyan", "candidate": "yellow"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,8 @@ class Sampler:
     ) -> Row:
         presence = self._cluster.presence(member.name)
         role = presence.state if presence is not None and member.running else "-"
+        # A leader that serves is what one expects; its other phases are worth a word.
+        role = role.removesuffix(".serving")
         own, best = offsets[member.name], offsets.get(serving)
         lag = max(0, best - own) if own is not None and best is not None and member.name != serving else None
         rate = self.load.rate_per_s() if self.load is not None and member.name == serving else None
@@ -101,10 +105,19 @@ def _offset(info: dict[str, Any]) -> int | None:
     return offset if isinstance(offset, int) else None
 
 
+class Tone(Enum):
+    """What kind of news it is; in colours where there are any."""
+
+    PLAIN = ""
+    HEADLINE = "bold"
+    GOOD = "green"
+    BAD = "bold red"
+
+
 class Screen(Protocol):
     """Where the demonstration tells what it does."""
 
-    def say(self, text: str = "") -> None: ...
+    def say(self, text: str = "", tone: Tone = Tone.PLAIN) -> None: ...
 
     def showing(self, sampler: Sampler) -> AbstractContextManager[object]:
         """Show samples while the context lasts."""
@@ -142,7 +155,7 @@ class PlainScreen:
     def __init__(self) -> None:
         self._started = time.monotonic()
 
-    def say(self, text: str = "") -> None:
+    def say(self, text: str = "", tone: Tone = Tone.PLAIN) -> None:  # noqa: ARG002  (plain lines have none)
         for line in text.splitlines() or [""]:
             sys.stdout.write(f"[{time.monotonic() - self._started:6.2f} s] {line}".rstrip() + "\n")
         sys.stdout.flush()
@@ -164,8 +177,8 @@ class LiveScreen:
 
         self._console = Console(highlight=False)
 
-    def say(self, text: str = "") -> None:
-        self._console.print(text, markup=False)
+    def say(self, text: str = "", tone: Tone = Tone.PLAIN) -> None:
+        self._console.print(text, markup=False, style=tone.value)
 
     def showing(self, sampler: Sampler) -> AbstractContextManager[object]:
         from rich.live import Live  # noqa: PLC0415
@@ -193,9 +206,8 @@ def _table(rows: list[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in COLUMNS:
         table.add_column(column, justify="right" if column in COLUMNS[4:] else "left", no_wrap=True)
-    styles = {"leader": "bold green", "follower": "cyan", "candidate": "yellow"}
     for row in rows:
-        table.add_row(*row.cells(), style=styles.get(row.role, "red"))
+        table.add_row(*row.cells(), style=ROLE_STYLES.get(row.role.partition(".")[0], "red"))
     return table
 
 

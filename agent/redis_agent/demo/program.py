@@ -19,7 +19,7 @@ from typing import TypeVar
 import redis_agent
 from redis_agent.client import LeaderObserver, SafeModeError
 from redis_agent.demo import requirements, steps
-from redis_agent.demo.picture import Sampler, Screen, make_screen
+from redis_agent.demo.picture import Sampler, Screen, Tone, make_screen
 from redis_agent.lab.agent_process import AgentProcess
 from redis_agent.lab.cluster import LocalCluster
 from redis_agent.lab.load import Load
@@ -78,7 +78,7 @@ def run(options: Options) -> int:
         screen.say(f"stopped by {signal.Signals(stopped.number).name}; everything is cleaned up")
         return 128 + stopped.number
     except LabError as error:
-        screen.say(f"FAILED: {error}")
+        screen.say(f"FAILED: {error}", Tone.BAD)
         return 1
 
 
@@ -123,6 +123,13 @@ def _workspace(*, keep: bool) -> Iterator[Path]:
         janitor.stdin.close()
         with suppress(subprocess.TimeoutExpired):
             janitor.wait(10.0)
+
+
+def _tone(line: str) -> Tone:
+    """Of a line about an outcome."""
+    if line.startswith(steps.WRONG):
+        return Tone.BAD
+    return Tone.GOOD if "writes stopped" in line or line.startswith("all ") else Tone.PLAIN
 
 
 class _Demo:
@@ -180,7 +187,7 @@ class _Demo:
         old = cluster.wait_serving(RECOVER_LIMIT_S)
         title = fault.title.format(name=old.name)
         say()
-        say(f"{number}. {title}, the leader of epoch {epoch}")
+        say(f"{number}. {title}, the leader of epoch {epoch}", Tone.HEADLINE)
         at_ns = fault.act(old)
         self._wait(
             cluster, lambda: load.first_ack(at_ns, after_epoch=epoch), "the next leader acknowledges", RECOVER_LIMIT_S
@@ -193,7 +200,7 @@ class _Demo:
             load, title=title, old=old.name, new=new.name, old_epoch=epoch, at_ns=at_ns, losses=losses
         )
         for line in steps.describe(outcome):
-            say(f"   {line}")
+            say(f"   {line}", _tone(line))
         return outcome
 
     def _finish(self, outcomes: list[steps.Outcome], cluster: LocalCluster, load: Load) -> int:
@@ -202,21 +209,22 @@ class _Demo:
         with leader.redis(timeout_s=10.0) as client:
             losses = load.verify(client, everything=True)
         say()
-        say(f"{'fault':<24} {'writes stopped':>16} {'first write after':>18}")
+        say(f"{'fault':<24} {'writes stopped':>16} {'first write after':>18}", Tone.HEADLINE)
         for outcome in outcomes:
             say(f"{outcome.title:<24} {outcome.stopped_s * 1000:>13.1f} ms {outcome.first_s * 1000:>15.1f} ms")
         say(f"{load.acknowledged:,} writes acknowledged, {losses.confirmed:,} of them confirmed by WAIT")
         for surprise in load.surprises[:5]:
             say(f"unexpected answer: {surprise}")
         if self._unexpected:
-            say(f"FAILED: agents ended {self._unexpected} times without being told to")
+            say(f"FAILED: agents ended {self._unexpected} times without being told to", Tone.BAD)
         if losses.sound and not self._unexpected:
-            say("nothing confirmed was lost")
+            say("nothing confirmed was lost", Tone.GOOD)
             return 0
         if losses.confirmed_lost:
-            say(f"FAILED: {losses.confirmed_lost} confirmed writes are lost, among them {', '.join(losses.examples)}")
+            examples = ", ".join(losses.examples)
+            say(f"FAILED: {losses.confirmed_lost} confirmed writes are lost, among them {examples}", Tone.BAD)
         if losses.counters_doubled:
-            say(f"FAILED: {losses.counters_doubled} increments were executed twice")
+            say(f"FAILED: {losses.counters_doubled} increments were executed twice", Tone.BAD)
         return 1
 
     # --- being init ---------------------------------------------------------------------------------------------------

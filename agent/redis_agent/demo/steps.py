@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from redis_agent.lab.agent_process import AgentProcess
 from redis_agent.lab.load import Load, Losses
 
+WRONG = ("LOST", "WRONG")
+"""How a line begins that tells of a broken promise."""
+
 EDGE_NS = 50_000_000
 """A gap is looked for from this long before the fault, so that one that begins with it has a write before it."""
 
