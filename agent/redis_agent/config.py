@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct, structs
+from msgspec import Meta, Struct, structs, to_builtins
 
 from redis_agent.core.settings import CoreSettings
 from redis_agent.election import Mode
@@ -306,6 +306,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             tick_s=self.zookeeper.tick_s,
             **structs.asdict(self.timing),
         )
+
+    def changed_keys(self, other: Settings) -> list[str]:
+        """The keys, as ``section.key``, whose values differ in ``other``."""
+        ours, theirs = to_builtins(self), to_builtins(other)
+        return [f"{name}.{key}" for name, keys in ours.items() for key in keys if keys[key] != theirs[name][key]]
 
     def steady_lease_s(self) -> float:
         """The lease that a leader still has when its next heartbeat is due to be acknowledged.

@@ -46,6 +46,11 @@ def event(level: str, name: str, /, **fields: object) -> None:
         LOGGER.log(number, name, extra={"fields": fields})
 
 
+def set_level(level: str) -> None:
+    """Write from this level on: debug, info, warning or error."""
+    LOGGER.setLevel(level.upper())
+
+
 class PlainFormatter(logging.Formatter):
     """One line of ``key=value``. For journald it starts with the priority instead of the time."""
 

@@ -11,6 +11,7 @@ import queue
 import signal
 import socket
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -41,6 +42,7 @@ from redis_agent.redis_conf import LaunchRefused
 from redis_agent.state_file import LockHeld, StateFile, acquire_lock, load
 
 BROKEN_INVARIANT = 70
+RELOADABLE = frozenset({"log.level"})
 OLD_REDIS_LIMIT_S = 10.0
 
 
@@ -49,8 +51,16 @@ def boottime_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def run(settings: Settings) -> int:
+class _Reload:
+    """SIGHUP: the owner reads the settings again."""
+
+
+def run(settings: Settings, reread: Callable[[], Settings]) -> int:
     """Run the agent until it is told to stop, or must.
+
+    Args:
+        settings: as checked.
+        reread: reads the settings again, for SIGHUP; raises ConfigError.
 
     Returns:
         The exit code.
@@ -65,7 +75,7 @@ def run(settings: Settings) -> int:
     except LockHeld as held:
         raise ConfigError("redis-agent", "[agent] state_dir", str(held), "stop it, or use another state_dir") from None
     try:
-        return _Agent(settings, state_dir / "state.json").run()
+        return _Agent(settings, reread, state_dir / "state.json").run()
     finally:
         lock.release()
 
@@ -73,8 +83,10 @@ def run(settings: Settings) -> int:
 class _Agent:
     """Wires core and adapters together."""
 
-    def __init__(self, settings: Settings, state_path: Path) -> None:
-        self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    def __init__(self, settings: Settings, reread: Callable[[], Settings], state_path: Path) -> None:
+        self._queue: queue.SimpleQueue[Event | _Reload] = queue.SimpleQueue()
+        self._settings = settings
+        self._reread = reread
         post = self._queue.put
         redis = redis_settings(settings)
         self._core = Core(
@@ -105,6 +117,7 @@ class _Agent:
             ) from None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._queue.put(StopRequested()))
+        signal.signal(signal.SIGHUP, lambda *_: self._queue.put(_Reload()))
         try:
             return self._loop(started)
         except BaseException as error:
@@ -144,9 +157,31 @@ class _Agent:
         deadline = self._core.next_deadline()
         timeout_s = None if deadline is None else max(0.0, deadline - boottime_s())
         try:
-            return self._queue.get(timeout=timeout_s)
+            event = self._queue.get(timeout=timeout_s)
         except queue.Empty:
             return Tick()
+        if isinstance(event, _Reload):
+            self._reload()
+            return Tick()
+        return event
+
+    def _reload(self) -> None:
+        """Apply what can be changed while running, and say what can't be. Wrong settings change nothing."""
+        try:
+            settings = self._reread()
+        except ConfigError as error:
+            logs.event("error", "reload_refused", problem=str(error), clock=round(boottime_s(), 6))
+            return
+        changed = self._settings.changed_keys(settings)
+        logs.set_level(settings.log.level)
+        logs.event(
+            "info",
+            "reloaded",
+            applied=[key for key in changed if key in RELOADABLE],
+            needs_restart=[key for key in changed if key not in RELOADABLE],
+            clock=round(boottime_s(), 6),
+        )
+        self._settings = settings
 
     def _execute(self, command: Command) -> None:
         match command:

@@ -6,7 +6,6 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from redis_agent.core.agent import Core
-
 from redis_agent.core.settings import CoreSettings
 from redis_agent.messages import (
     CatchUp,

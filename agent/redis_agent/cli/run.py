@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 
 from redis_agent import logs
 from redis_agent.config import ConfigError
@@ -35,4 +36,4 @@ def execute(options: argparse.Namespace) -> int:
             return 0
         from redis_agent import runtime
 
-        return runtime.run(settings)
+        return runtime.run(settings, partial(load, options.config))
