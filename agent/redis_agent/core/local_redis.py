@@ -9,6 +9,7 @@ from redis_agent.core.base import LocalRedis
 from redis_agent.core.sessions import Sessions
 from redis_agent.messages import (
     Follow,
+    Freeze,
     LiftFence,
     Probe,
     Probed,
@@ -32,6 +33,9 @@ RETRY_ROLE_S = 0.2
 
 class RedisCare(Sessions):
     """Launches, probes, restarts and repoints the local Redis; knows whether its memory is intact."""
+
+    freeze_request = 0
+    """Of the latest freeze: only its answer is evidence."""
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -194,8 +198,16 @@ class RedisCare(Sessions):
             self.hold()
 
     def hold(self) -> None:
-        """Follow nobody."""
-        raise NotImplementedError
+        """Outside of a round: back to following nobody, for somebody pointed it elsewhere."""
+        self.order_freeze(kill_clients=False, what="hold")
+
+    def order_freeze(self, *, kill_clients: bool, what: str = "freeze") -> None:
+        request = self.request()
+        self.role_requests[request] = what
+        if what == "freeze":
+            self.freeze_request = request
+        self.order(Freeze(self.redis.incarnation, request, kill_clients, self.settings.role_limit_s))
+        self.watch_fence()
 
     # --- what its data are worth ------------------------------------------------------------------------------------
 

@@ -18,7 +18,6 @@ from redis_agent.messages import (
     CommitUnknown,
     Create,
     Delete,
-    Freeze,
     Op,
     Promote,
     Put,
@@ -34,7 +33,6 @@ class Rounds(RedisCare):
 
     _resign_request = 0
     _verdict: Verdict | None = None
-    _freeze_request = 0
 
     # --- freeze and ballot ------------------------------------------------------------------------------------------
 
@@ -45,7 +43,7 @@ class Rounds(RedisCare):
         for timer in ("election", "takeover"):
             self.disarm(timer)
         if self.redis.up and not self.redis.killed:
-            self._order_freeze(kill_clients=True)
+            self.order_freeze(kill_clients=True)
         elif self.redis_is_gone or self.redis.killed:
             self.cast_empty_ballot()
         # Else it is being started, and will be frozen as soon as it answers.
@@ -53,24 +51,12 @@ class Rounds(RedisCare):
     def freeze_quietly(self) -> None:
         """For a handover: the clients whose writes wait are answered when the successor serves."""
         self.round = Round(number=self.view.ledger.epoch + 1)
-        self._order_freeze(kill_clients=False)
-
-    def hold(self) -> None:
-        """Outside of a round: back to following nobody, for somebody pointed it elsewhere."""
-        self._order_freeze(kill_clients=False, what="hold")
-
-    def _order_freeze(self, *, kill_clients: bool, what: str = "freeze") -> None:
-        request = self.request()
-        self.role_requests[request] = what
-        if what == "freeze":
-            self._freeze_request = request
-        self.order(Freeze(self.redis.incarnation, request, kill_clients, self.settings.role_limit_s))
-        self.watch_fence()
+        self.order_freeze(kill_clients=False)
 
     def freeze_done(self, request: int, info: RedisInfo | None) -> None:
         self.fenced()
         redis = self.redis
-        if info is None or request != self._freeze_request:
+        if info is None or request != self.freeze_request:
             return  # An earlier freeze: what was ordered since may have moved the position.
         self._observe(info)
         self.round.evidence = info
@@ -96,7 +82,7 @@ class Rounds(RedisCare):
 
     def retry_freeze(self) -> None:
         if self.state in (machine.FREEZING, machine.RESIGNING) and self.redis.up and not self.redis.killed:
-            self._order_freeze(kill_clients=self.state == machine.FREEZING)
+            self.order_freeze(kill_clients=self.state == machine.FREEZING)
 
     def cast_ballot(self, *, abstains: bool = False) -> None:
         """Testify. If ``leader`` is still ours, it goes in the same transaction: nobody waits for two."""
