@@ -14,7 +14,7 @@ import pytest
 
 from tests.sim.run import explain, run
 
-SEEDS = int(os.environ.get("SIM_SEEDS", "64"))
+SEEDS = int(os.environ.get("SIM_SEEDS", "128"))
 CHUNK = 8
 
 
