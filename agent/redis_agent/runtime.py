@@ -15,6 +15,8 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from msgspec import structs
+
 from redis_agent import logs
 from redis_agent.config import ConfigError, Settings
 from redis_agent.config_host import redis_settings, zookeeper_auth
@@ -39,9 +41,15 @@ from redis_agent.messages import (
 from redis_agent.process import end_process, is_alive
 from redis_agent.redis_adapter import RedisAdapter
 from redis_agent.redis_conf import LaunchRefused
+from redis_agent.replication import NOWHERE
 from redis_agent.state_file import LockHeld, StateFile, acquire_lock, load
 
 BROKEN_INVARIANT = 70
+FROZEN_NOISE = (
+    f"Connecting to MASTER {NOWHERE}",
+    "MASTER <-> REPLICA sync started",
+    "Error condition on socket for SYNC: Connection refused",
+)
 RELOADABLE = frozenset({"log.level"})
 OLD_REDIS_LIMIT_S = 10.0
 
@@ -55,12 +63,13 @@ class _Reload:
     """SIGHUP: the owner reads the settings again."""
 
 
-def run(settings: Settings, reread: Callable[[], Settings]) -> int:
+def run(settings: Settings, reread: Callable[[], Settings], source: str) -> int:
     """Run the agent until it is told to stop, or must.
 
     Args:
         settings: as checked.
         reread: reads the settings again, for SIGHUP; raises ConfigError.
+        source: the file that they come from, for messages.
 
     Returns:
         The exit code.
@@ -73,9 +82,9 @@ def run(settings: Settings, reread: Callable[[], Settings]) -> int:
         # Held for the life of the process: it proves that no other agent of this name runs on this host.
         lock = acquire_lock(state_dir / "lock")
     except LockHeld as held:
-        raise ConfigError("redis-agent", "[agent] state_dir", str(held), "stop it, or use another state_dir") from None
+        raise ConfigError(source, "[agent] state_dir", str(held), "stop it, or use another state_dir") from None
     try:
-        return _Agent(settings, reread, state_dir / "state.json").run()
+        return _Agent(settings, reread, source, state_dir / "state.json").run()
     finally:
         lock.release()
 
@@ -83,10 +92,11 @@ def run(settings: Settings, reread: Callable[[], Settings]) -> int:
 class _Agent:
     """Wires core and adapters together."""
 
-    def __init__(self, settings: Settings, reread: Callable[[], Settings], state_path: Path) -> None:
+    def __init__(self, settings: Settings, reread: Callable[[], Settings], source: str, state_path: Path) -> None:
         self._queue: queue.SimpleQueue[Event | _Reload] = queue.SimpleQueue()
         self._settings = settings
         self._reread = reread
+        self._source = source
         post = self._queue.put
         redis = redis_settings(settings)
         self._core = Core(
@@ -99,9 +109,7 @@ class _Agent:
             clock=boottime_s,
             auth=zookeeper_auth(settings),
         )
-        self._redis = RedisAdapter(
-            redis, post=post, clock=boottime_s, on_output=lambda line: logs.event("info", "redis", line=line)
-        )
+        self._redis = RedisAdapter(redis, post=post, clock=boottime_s, on_output=_tell_redis_line)
         self._state_path = state_path
         self._state_file = StateFile(state_path, post)
         self._exit_code: int | None = None
@@ -112,9 +120,7 @@ class _Agent:
             self._redis.check()
         except LaunchRefused as refused:
             problem, _, remedy = str(refused).rpartition("; ")
-            raise ConfigError(
-                "redis-agent", "[redis]", problem or remedy, remedy if problem else "correct it"
-            ) from None
+            raise ConfigError(self._source, "[redis]", problem or remedy, remedy if problem else "correct it") from None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._queue.put(StopRequested()))
         signal.signal(signal.SIGHUP, lambda *_: self._queue.put(_Reload()))
@@ -174,6 +180,9 @@ class _Agent:
             return
         changed = self._settings.changed_keys(settings)
         logs.set_level(settings.log.level)
+        # The other keys still are what they were when this process started.
+        log = structs.replace(self._settings.log, level=settings.log.level)
+        self._settings = structs.replace(self._settings, log=log)
         logs.event(
             "info",
             "reloaded",
@@ -181,7 +190,6 @@ class _Agent:
             needs_restart=[key for key in changed if key not in RELOADABLE],
             clock=round(boottime_s(), 6),
         )
-        self._settings = settings
 
     def _execute(self, command: Command) -> None:
         match command:
@@ -197,6 +205,12 @@ class _Agent:
                 self._exit_code = command.code
             case _:
                 self._redis.execute(command)
+
+
+def _tell_redis_line(line: str) -> None:
+    # A frozen Redis tries its primary, which is nowhere, once a second, and tells of it in three lines.
+    level = "debug" if any(noise in line for noise in FROZEN_NOISE) else "info"
+    logs.event(level, "redis", line=line)
 
 
 def _own_version() -> str:

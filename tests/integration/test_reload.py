@@ -23,6 +23,10 @@ def test_sighup_applies_what_it_can_and_says_what_needs_a_restart(zookeeper: Ens
         assert reloaded["applied"] == ["log.level"]
         assert reloaded["needs_restart"] == ["timing.grace_s"]
 
+        member.configure({"timing": {"grace_s": 0.25}})
+        member.send_signal(signal.SIGHUP)
+        wait_told(cluster, member, "reloaded", needs_restart=[])
+
         member.config_path.write_text('[cluster]\nnmae = "x"\n')
         member.send_signal(signal.SIGHUP)
         wait_told(cluster, member, "reload_refused")

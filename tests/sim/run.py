@@ -128,8 +128,9 @@ def main(arguments: list[str] | None = None) -> int:
                 break
     spent_s = time.process_time() - began
     done = seeds.index(seed) + 1
+    broken = f" {failed[:20]}" if failed else ""
     sys.stdout.write(
-        f"{done} seeds, {len(failed)} with a violation {failed[:20] if failed else ''}, {done / spent_s:.1f} seeds "
+        f"{done} seeds, {len(failed)} with a violation{broken}, {done / spent_s:.1f} seeds "
         f"per CPU second; {', '.join(f'{count:,} {name}' for name, count in totals.items())}\n"
     )
     return 1 if failed else 0

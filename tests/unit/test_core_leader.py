@@ -537,3 +537,17 @@ def test_the_driver_says_what_is_pending() -> None:
     """The helper itself: taking what is not there is a failure that shows what is."""
     with pytest.raises(AssertionError, match="0 times Promote"):
         Driver().take(Promote)
+
+
+# --- what hands may do to znodes ------------------------------------------------------------------------------------
+
+
+def test_a_ballot_that_somebody_removed_is_cast_again() -> None:
+    """It is as true as it was; without it nobody could ever be elected."""
+    driver = candidate()
+    own = PATHS.ballot(3, "m1")
+    driver.settle()
+    driver.remove(own)
+    driver.fire_watches()
+    driver.settle()
+    assert own in driver.tree

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -76,12 +78,20 @@ def connected(hosts: str, limit_s: float, auth: Sequence[tuple[str, str]] = ()) 
     Raises:
         Unreachable: no answer within the limit, or none that the command itself understands.
     """
+    # The one line that the command ends with says what is wrong; kazoo would tell of each attempt.
+    kazoo = logging.getLogger("kazoo")
+    level = kazoo.level
+    kazoo.setLevel(logging.CRITICAL)
     retry = {"max_tries": -1, "delay": 0.02, "backoff": 1.5, "max_delay": 0.25}
     client = KazooClient(
         hosts=hosts, timeout=max(limit_s, 2.0), handler=_Handler(), connection_retry=retry, auth_data=list(auth)
     )
     try:
-        client.start(timeout=limit_s)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No chroot path exists")
+            client.start(timeout=limit_s)
+        if client.chroot and client.exists("/") is None:
+            raise Unreachable(f"ZooKeeper at {hosts} answers, but its chroot {client.chroot} does not exist")
         yield client
     except (KazooTimeoutError, KazooException, TimeoutError) as error:
         reason = str(error) or type(error).__name__
@@ -89,6 +99,7 @@ def connected(hosts: str, limit_s: float, auth: Sequence[tuple[str, str]] = ()) 
     finally:
         client.stop()
         client.close()
+        kazoo.setLevel(level)
 
 
 def read(hosts: str, paths: znodes.Paths, limit_s: float = 5.0) -> ClusterView:
@@ -195,8 +206,12 @@ def _reasons(view: ClusterView) -> list[str]:
     for name in voters:
         reasons += _voter_reasons(view, name)
     here = sum(1 for name in voters if (member := view.member(name)) is not None and member.presence)
-    if voters and view.config.mode is Mode.QUORUM and here <= len(voters) // 2:
-        reasons.append(f"only {here} of {len(voters)} voters are here: no majority, nobody can be elected")
+    confirming, electing = quorum(len(voters))
+    if voters and view.config.mode is Mode.QUORUM:
+        if here < electing:
+            reasons.append(f"only {here} of {len(voters)} voters are here: nobody can be elected")
+        if here - 1 < confirming:
+            reasons.append(f"only {here} of {len(voters)} voters are here: WAIT {confirming} can confirm no write")
     return reasons
 
 

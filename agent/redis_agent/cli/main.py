@@ -57,7 +57,8 @@ def _execute(command: Command, options: argparse.Namespace) -> int:
         code = command.execute(options)
         sys.stdout.flush()
     except ConfigError as error:
-        print(f"redis-agent: {error}", file=sys.stderr)
+        text = str(error)
+        print(text if text.startswith("redis-agent") else f"redis-agent: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -36,4 +36,4 @@ def execute(options: argparse.Namespace) -> int:
             return 0
         from redis_agent import runtime
 
-        return runtime.run(settings, partial(load, options.config))
+        return runtime.run(settings, partial(load, options.config), options.config)

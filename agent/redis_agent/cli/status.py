@@ -48,10 +48,14 @@ def heading(view: ClusterView) -> str:
     leader = view.leader
     who = f"leader {leader.name} ({leader.phase}) at {leader.address}" if leader else "no leader"
     voters = len(view.config.voters)
+    if not view.config.voters and not view.members:
+        return f"cluster {view.paths.cluster}: NOT WELL"
+    elect = "1 ballot elects" if ballots == 1 else f"{ballots} ballots elect"
+    confirm = "acknowledgement confirms" if wait == 1 else "acknowledgements confirm"
     return (
         f"cluster {view.paths.cluster}: {'well' if not view.reasons else 'NOT WELL'}; {who}; "
         f"epoch {view.ledger.epoch}; mode {view.config.mode.value}; "
-        f"{voters} voters, {wait} acknowledgements confirm, {ballots} ballots elect"
+        f"{voters} {'voter' if voters == 1 else 'voters'}, {wait} {confirm}, {elect}"
     )
 
 

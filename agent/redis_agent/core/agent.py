@@ -326,6 +326,8 @@ class Core(Leaving):
         if not self.proved:
             return
         leader = self.view.leader
+        if self.state == machine.YIELDING and self.view.presences_known:
+            self.consider_yielding()
         if self.state == machine.RESIGNING and (leader is None or self.owns_leader):
             self.recast_if_due()
         elif leader is None:

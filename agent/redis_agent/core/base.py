@@ -105,6 +105,8 @@ class Round:
     claim_request: int = 0
     claim_epoch: int = 0
     claim_unknown: bool = False
+    claim_not_before: float = -inf
+    """After a refused claim: what refused it may last."""
     reason: str = ""
     ranking: tuple[str, ...] = ()
 

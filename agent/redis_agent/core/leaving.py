@@ -61,10 +61,13 @@ class Leaving(Rounds):
         self.cast_ballot(abstains=True)
 
     def await_successor(self) -> None:
+        self.arm("yield", self.now + self.settings.handover_s)
+        self.consider_yielding()
+
+    def consider_yielding(self) -> None:
+        """Whoever could take over may have left, too."""
         others = set(self.view.presences) & set(self.view.config.voters) - {self.settings.name}
-        if others:
-            self.arm("yield", self.now + self.settings.handover_s)
-        else:
+        if not others:
             self.fire("yield_over")
 
     def release_writes(self) -> None:

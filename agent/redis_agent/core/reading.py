@@ -156,6 +156,9 @@ class Reading(Base):
 
     def _learn(self, event: ReadDone) -> None:
         view, paths = self.view, self.paths
+        for path in (paths.config, paths.epoch):
+            if path in event.paths and event.paths[path] is None:
+                raise Corrupt(f"{path} is gone: restore it")
         if config := event.paths.get(paths.config):
             view.config, view.config_data = decode_config(config.data), config.data
             view.config_version = config.version
@@ -213,6 +216,11 @@ class Reading(Base):
             elif round_ <= view.ledger.epoch:
                 stale.append(name)
         view.ballots, view.stale_ballots = dict(self._decoded(current, decode_ballot)), tuple(sorted(stale))
+        mine = self.round
+        ours = mine.number == view.ledger.epoch + 1 and mine.cast_at is not None and not mine.ballot_request
+        if ours and self.state in machine.CANDIDATE and self.settings.name not in current:
+            # Somebody removed it. It is as true as it was: cast it again.
+            mine.cast_at = mine.complete_since = None
 
     def _forget_another_cluster(self) -> None:
         """A state file that is about another cluster proves nothing here, and binds us to nothing."""

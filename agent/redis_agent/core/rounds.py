@@ -234,7 +234,9 @@ class Rounds(RedisCare):
         if verdict.until is not None:
             self.arm("election", verdict.until)
         if verdict.outcome is Outcome.CLAIM:
-            if self.lease.until - self.now >= settings.min_claim_lease_s:
+            if self.now < self.round.claim_not_before:
+                self.arm("election", self.round.claim_not_before)
+            elif self.lease.until - self.now >= settings.min_claim_lease_s:
                 self.fire("elected")
             else:
                 self.arm("election", self.now + settings.heartbeat_s)
@@ -303,6 +305,7 @@ class Rounds(RedisCare):
             self.log("info", "claim_refused", epoch=self.round.claim_epoch, error=event.error.value)
             # What the verdict rested on is out of date.
             self.view.fresh = False
+            self.round.claim_not_before = self.now + RETRY_ROLE_S
             self.fire("claim_lost")
             self.look_at_all()
         else:

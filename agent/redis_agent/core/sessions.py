@@ -344,6 +344,8 @@ class Sessions(Reading):
                 self.view.fresh = False
                 self.fire("deposed")
             self.look_at_all()
+        elif event.error is ZkError.NO_NODE and event.index == 0 and self.session.heartbeat_version >= 0:
+            self.look_at_all()  # The ledger is gone: without it no lease is renewed.
         elif event.error is ZkError.NO_NODE:
             self.log("warning", "presence_missing", path=self.paths.presence(self.settings.name))
             self.session.registered = False

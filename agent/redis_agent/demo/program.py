@@ -75,7 +75,8 @@ def run(options: Options) -> int:
         with _signals_raise(), _workspace(keep=options.keep) as directory:
             return _Demo(options, screen, directory).run()
     except _Stopped as stopped:
-        screen.say(f"stopped by {signal.Signals(stopped.number).name}; everything is cleaned up")
+        left = "its files are kept" if options.keep else "everything is cleaned up"
+        screen.say(f"stopped by {signal.Signals(stopped.number).name}; {left}")
         return 128 + stopped.number
     except LabError as error:
         screen.say(f"FAILED: {error}", Tone.BAD)
