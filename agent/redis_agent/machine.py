@@ -136,7 +136,7 @@ _TABLE: tuple[Row, ...] = (
     _row(CLAIMING, "round_over", FREEZING, "freeze", "somebody claimed and is gone already: a new round"),
     # --- taking over ---
     _row(TAKING_OVER, "promoted", TAKING_OVER, "serve", "announce it before the first write is let in"),
-    _row(TAKING_OVER, "served", SERVING, "lift_fence clear_ballots", "committed: let writes in"),
+    _row(TAKING_OVER, "served", SERVING, "lift_fence", "committed: let writes in"),
     _row(LEADER, "unfit", FREEZING, "freeze", "our Redis cannot serve: freeze, vote, resign"),
     # --- losing it ---
     _row(LEADER, "lease_ended", CONNECTING, "fence", "cannot prove that we still lead: fence before anybody else can"),

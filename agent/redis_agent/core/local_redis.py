@@ -371,11 +371,11 @@ class RedisCare(Sessions):
         self.role_requests[request] = "lift"
         redis.lifted = True
         self.followed = None
-        self.arm("heartbeat", self.now)
         self.order(LiftFence(redis.incarnation, request, 0, self.lease.until, self.settings.role_limit_s))
 
     def lift_done(self, info: RedisInfo | None) -> None:
         self.log("info", "fence_lifted", epoch=self.epoch)
+        self.arm("heartbeat", self.now)
         if info is not None:
             self._observe(info)
             self.remember_position(info)

@@ -80,6 +80,8 @@ class Reading(Base):
         """On the way to the first write a read would only be in the way; conditional writes tell of a rival there."""
         if self.state == machine.TAKING_OVER:
             return not (self.role_requests or self.taking_over_request)
+        if self.state == machine.SERVING:
+            return "lift" not in self.role_requests.values()
         if self.state == machine.CLAIMING:
             return not self.round.claim_request
         if self.state == machine.FREEZING:
