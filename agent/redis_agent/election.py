@@ -26,6 +26,7 @@ __all__ = [
     "decide",
     "position",
     "quorum",
+    "succeeded",
 ]
 
 
@@ -156,6 +157,26 @@ def claimed(
         reason=reason,
     )
     return append_entry(with_promotions(ledger, promotions), entry)
+
+
+def succeeded(*, me: str, guid: str, final: Position, ledger: Ledger, at: float = 0.0, reason: str = "") -> Ledger:
+    """The ledger that a handover writes: the next epoch starts at the final position of the one before.
+
+    Args:
+        me: the member that takes the epoch.
+        guid: of its session.
+        final: its position, which is at least the final one of the epoch that it continues.
+        ledger: the one that the handover began under.
+        at: wall clock, for people.
+        reason: why, for people.
+
+    Raises:
+        ValueError: the position is not in the epoch that is handed over.
+    """
+    if final.epoch != ledger.epoch:
+        raise ValueError(f"epoch {ledger.epoch} cannot be handed over at a position of epoch {final.epoch}")
+    entry = LedgerEntry(epoch=ledger.epoch + 1, member=me, guid=guid, start=final, handover=True, at=at, reason=reason)
+    return append_entry(ledger, entry)
 
 
 def _hindrance(me: str, case: Round) -> str:

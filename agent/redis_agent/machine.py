@@ -11,7 +11,7 @@ candidate           session proved, no serving leader: an election              
 leader              owns the ``leader`` znode, lease valid; only ``serving`` accepts writes              primary
 follower            another member leads                                                                 its replica
 expired             ZooKeeper said that the session is gone: take no role, write no znode, only fence    fenced
-stopping            told to stop: give way, stop Redis in order, close the session                       frozen; gone
+stopping            told to leave: give way, stop Redis (or leave it to the next life), close the session  fenced; gone
 stopped             terminal                                                                             gone
 ==================  ===================================================================================  ============
 
@@ -31,9 +31,15 @@ CONNECTING = "connecting"
 FREEZING = "candidate.freezing"
 VOTING = "candidate.voting"
 CLAIMING = "candidate.claiming"
+SUCCEEDING = "candidate.succeeding"
 TAKING_OVER = "leader.taking_over"
 SERVING = "leader.serving"
+PAUSING = "leader.pausing"
+SEALING = "leader.sealing"
+DESIGNATING = "leader.designating"
 HANDING_OVER = "leader.handing_over"
+RECLAIMING = "leader.reclaiming"
+HANDED_OVER = "leader.handed_over"
 RESIGNING = "leader.resigning"
 FOLLOWER = "follower"
 EXPIRED = "expired"
@@ -47,9 +53,15 @@ STATES = (
     FREEZING,
     VOTING,
     CLAIMING,
+    SUCCEEDING,
     TAKING_OVER,
     SERVING,
+    PAUSING,
+    SEALING,
+    DESIGNATING,
     HANDING_OVER,
+    RECLAIMING,
+    HANDED_OVER,
     RESIGNING,
     FOLLOWER,
     EXPIRED,
@@ -58,11 +70,16 @@ STATES = (
     CLOSING,
     STOPPED,
 )
-CANDIDATE = (FREEZING, VOTING, CLAIMING)
+IN_ROUND = (FREEZING, VOTING, CLAIMING)
+CANDIDATE = (*IN_ROUND, SUCCEEDING)
 LEADER = (TAKING_OVER, SERVING)
-LEAVING = (HANDING_OVER, RESIGNING)
+OFFERED = (DESIGNATING, HANDING_OVER, RECLAIMING)
+"""Our Redis is frozen at its final position, and the successor may take the epoch at any moment."""
+HANDOVER = (PAUSING, SEALING, *OFFERED)
+OWNING = (*LEADER, *HANDOVER, RESIGNING)
+"""``leader`` is ours, as far as we know."""
 STOPPING = (YIELDING, STOPPING_REDIS, CLOSING, STOPPED)
-PROVED = (*CANDIDATE, *LEADER, *LEAVING, FOLLOWER)
+PROVED = (*CANDIDATE, *OWNING, HANDED_OVER, FOLLOWER)
 """States that rest on a valid lease."""
 
 TRIGGERS: Mapping[str, str] = {
@@ -85,12 +102,20 @@ TRIGGERS: Mapping[str, str] = {
     "lease_ended": "the lease is over: we cannot prove our session",
     "session_expired": "ZooKeeper said that the session is gone",
     "session_up": "a new session is established",
-    "stop": "told to stop (SIGTERM)",
+    "hand_over": "another member is to lead: we were told to leave, or ordered to, or are sick",
+    "caught_up": "a successor has every write",
+    "give_up": "nobody caught up in time, and nobody has to",
+    "designated": "the znode names the successor and the final position",
+    "appointed": "the leader hands over to us, and we have everything up to its final position",
+    "overdue": "the successor did not take over in time",
+    "succeeded": "the successor has claimed the next epoch",
+    "depart": "we must leave, and there is nobody to hand over to, or no time",
+    "leave": "we must leave, and lead nobody",
     "stop_again": "told to stop a second time",
-    "caught_up": "a successor has every write, or the wait for one is over",
     "resigned": "`leader` is deleted, or can be no more",
     "yield_over": "nobody took over in time, or nobody is there to",
     "released": "the waiting writes were answered",
+    "redis_left": "Redis runs on under its guard, for our next life",
     "session_closed": "the session is closed, or its limit is past",
 }
 
@@ -137,14 +162,50 @@ _TABLE: tuple[Row, ...] = (
     # --- taking over ---
     _row(TAKING_OVER, "promoted", TAKING_OVER, "serve", "announce it before the first write is let in"),
     _row(TAKING_OVER, "served", SERVING, "lift_fence", "committed: let writes in"),
-    _row(LEADER, "unfit", FREEZING, "freeze", "our Redis cannot serve: freeze, vote, resign"),
+    _row((*LEADER, *HANDOVER), "unfit", FREEZING, "freeze", "our Redis cannot serve: freeze, vote, resign"),
     # --- losing it ---
-    _row(LEADER, "lease_ended", CONNECTING, "fence", "cannot prove that we still lead: fence before anybody else can"),
-    _row(LEADER, "deposed", CONNECTING, "fence look", "the ledger has moved on: we lead no more"),
-    _row(LEADER, "redis_lost", FREEZING, "cast_empty_ballot", "a dead Redis accepts nothing: resign at once"),
-    _row(LEADER, "no_leader", FREEZING, "freeze", "our leader was deleted: nobody claims before we have voted"),
-    _row(LEADER, "leader_takes", FREEZING, "freeze", "somebody else claimed: give way"),
-    _row(LEADER, "leader_serves", FOLLOWER, "follow", "somebody else serves: give way and follow"),
+    _row(
+        (*LEADER, *HANDOVER), "lease_ended", CONNECTING, "fence", "cannot prove that we lead: fence before others do"
+    ),
+    _row((*LEADER, *HANDOVER), "deposed", CONNECTING, "fence look", "the ledger has moved on: we lead no more"),
+    _row((*LEADER, *HANDOVER), "redis_lost", FREEZING, "cast_empty_ballot", "a dead Redis accepts nothing: resign"),
+    _row(
+        (*LEADER, *HANDOVER), "no_leader", FREEZING, "freeze", "our leader was deleted: nobody claims until we voted"
+    ),
+    _row((*LEADER, *HANDOVER), "leader_takes", FREEZING, "freeze", "somebody else claimed: give way"),
+    _row((*LEADER, PAUSING, SEALING), "leader_serves", FOLLOWER, "follow", "somebody else serves: give way and follow"),
+    # --- handing over: the old leader's side ---
+    _row(SERVING, "hand_over", PAUSING, "pause_writes", "writes wait until a successor has everything"),
+    _row(PAUSING, "give_up", SERVING, "unpause", "giving up is free here: the writes go on"),
+    _row(PAUSING, "caught_up", SEALING, "freeze_quietly", "make the position final: a pause ends by itself"),
+    _row(SEALING, "frozen", DESIGNATING, "designate", "nothing can be written any more: name the successor"),
+    _row(DESIGNATING, "designated", HANDING_OVER, "", "it may take the epoch now, in one transaction"),
+    _row(
+        (DESIGNATING, HANDING_OVER), "overdue", RECLAIMING, "reclaim", "nobody took it: take the epoch ourselves"
+    ),
+    _row(RECLAIMING, "claim_won", TAKING_OVER, "promote", "the epoch is ours: promote, still fenced"),
+    _row(RECLAIMING, "claim_lost", RECLAIMING, "reclaim", "nobody else took it either: again"),
+    _row(
+        OFFERED,
+        "succeeded",
+        HANDED_OVER,
+        "await_successor",
+        "the epoch is the successor's: writes wait for it",
+    ),
+    _row(
+        (*OFFERED, HANDED_OVER),
+        "leader_serves",
+        FOLLOWER,
+        "follow kick_clients",
+        "the successor serves: become its replica, and send the clients there",
+    ),
+    _row(HANDED_OVER, "no_leader leader_takes", FREEZING, "freeze", "the successor failed: a round decides"),
+    _row(HANDED_OVER, "leader_is_ours unfit", FREEZING, "freeze", "a claim that we gave up was committed: resign"),
+    # --- handing over: the successor's side ---
+    _row(FOLLOWER, "appointed", SUCCEEDING, "swap", "nothing is missing here: take the epoch in one transaction"),
+    _row(SUCCEEDING, "claim_won leader_is_ours", TAKING_OVER, "promote", "the epoch is ours: promote, still fenced"),
+    _row(SUCCEEDING, "claim_lost", FOLLOWER, "look", "the old leader took it back, or the voters changed"),
+    _row(SUCCEEDING, "no_leader leader_takes", FREEZING, "freeze", "the leader is gone: freeze before voting"),
     # --- following ---
     _row(FOLLOWER, "no_leader", FREEZING, "freeze", "the leader is gone: freeze before voting"),
     _row(FOLLOWER, "leader_takes", FREEZING, "freeze", "the leader changed while we did not look"),
@@ -152,10 +213,16 @@ _TABLE: tuple[Row, ...] = (
     _row(FOLLOWER, "redis_up", FOLLOWER, "follow", "Redis is back: replicate from the leader"),
     _row(FOLLOWER, "leader_is_ours", FREEZING, "freeze", "a claim that we gave up was committed: resign"),
     _row(FOLLOWER, "unfit", FREEZING, "freeze", "leader is ours, but not for this Redis: freeze, vote, resign"),
-    _row((*CANDIDATE, FOLLOWER), "lease_ended", CONNECTING, "", "cannot prove our session: take no part until we can"),
+    _row(
+        (*CANDIDATE, HANDED_OVER, FOLLOWER),
+        "lease_ended",
+        CONNECTING,
+        "",
+        "cannot prove our session: take no part until we can",
+    ),
     # --- sessions ---
     _row(
-        (CONNECTING, *CANDIDATE, *LEADER, FOLLOWER),
+        (CONNECTING, *CANDIDATE, *LEADER, *HANDOVER, HANDED_OVER, FOLLOWER),
         "session_expired",
         EXPIRED,
         "fence renew_session",
@@ -163,37 +230,42 @@ _TABLE: tuple[Row, ...] = (
     ),
     _row(EXPIRED, "session_up", CONNECTING, "", "a fresh session: read everything again"),
     # --- leaving ---
-    _row(SERVING, "stop", HANDING_OVER, "pause_writes", "writes wait until a successor has everything"),
-    _row(TAKING_OVER, "stop", RESIGNING, "freeze_quietly", "nobody need wait for Redis to stop: resign first"),
-    _row(HANDING_OVER, "caught_up", RESIGNING, "freeze_quietly", "final position: nothing can be written any more"),
-    _row(HANDING_OVER, "stop_again", RESIGNING, "freeze_quietly", "do not wait for a successor, but fence"),
+    _row((TAKING_OVER, PAUSING, SEALING), "depart", RESIGNING, "freeze_quietly", "do not wait for anybody, but fence"),
+    _row((DESIGNATING, HANDING_OVER), "depart", RESIGNING, "resign", "frozen already: give up leader to whoever wins"),
     _row(RESIGNING, "frozen", RESIGNING, "resign", "testify the final position and give up leader in one transaction"),
     _row(
-        RESIGNING, "stop_again", STOPPING_REDIS, "stop_redis", "frozen or about to be: a stopped Redis is a fenced one"
+        RESIGNING,
+        "stop_again",
+        STOPPING_REDIS,
+        "part_with_redis",
+        "frozen or about to be: a stopped Redis is a fenced one",
     ),
     _row(RESIGNING, "resigned", YIELDING, "await_successor", "waiting writes wait on until somebody can take them"),
     _row(
-        LEAVING,
+        RESIGNING,
         "lease_ended no_leader leader_takes leader_serves deposed unfit",
         STOPPING_REDIS,
-        "stop_redis",
-        "we lead no more: a stopped Redis is a fenced one",
+        "part_with_redis",
+        "we lead no more: nothing left to hand over",
     ),
-    _row(LEAVING, "session_expired", STOPPING_REDIS, "stop_redis", "no session: nothing left to hand over"),
-    _row(LEAVING, "redis_lost", CLOSING, "cast_empty_ballot close_session", "Redis is dead: resign and leave"),
+    _row(RESIGNING, "session_expired", STOPPING_REDIS, "part_with_redis", "no session: nothing left to hand over"),
+    _row(RESIGNING, "redis_lost", CLOSING, "cast_empty_ballot close_session", "Redis is dead: resign and leave"),
     _row(
-        (CONNECTING, *CANDIDATE, FOLLOWER, EXPIRED),
-        "stop",
+        (CONNECTING, *CANDIDATE, HANDED_OVER, FOLLOWER, EXPIRED),
+        "leave",
         STOPPING_REDIS,
-        "stop_redis",
-        "nothing is served here: stop Redis in order",
+        "part_with_redis",
+        "nothing is served here: stop Redis in order, or leave it to our next life",
     ),
     _row(YIELDING, "leader_serves", YIELDING, "release_writes", "the successor serves: send the waiting writes there"),
     _row(YIELDING, "yield_over", YIELDING, "release_writes", "waited long enough for a successor"),
-    _row(YIELDING, "released", STOPPING_REDIS, "stop_redis", "nobody waits here any more: stop Redis in order"),
-    _row(YIELDING, "stop_again session_expired lease_ended", STOPPING_REDIS, "stop_redis", "no use waiting longer"),
+    _row(YIELDING, "released", STOPPING_REDIS, "part_with_redis", "nobody waits here any more"),
+    _row(
+        YIELDING, "stop_again session_expired lease_ended", STOPPING_REDIS, "part_with_redis", "waited enough"
+    ),
     _row(STOPPING_REDIS, "stop_again", STOPPING_REDIS, "kill_redis", "no patience for an orderly stop"),
     _row((YIELDING, STOPPING_REDIS), "redis_lost", CLOSING, "close_session", "Redis is gone: take back our znodes"),
+    _row(STOPPING_REDIS, "redis_left", CLOSING, "close_session", "Redis runs on: take back our znodes"),
     _row(CLOSING, "session_closed", STOPPED, "leave", "done"),
     _row(CLOSING, "stop_again", STOPPED, "leave", "the session ends by itself"),
 )
@@ -208,38 +280,46 @@ TRANSITIONS: tuple[Row, ...] = tuple(
 def _ignored() -> dict[str, frozenset[str]]:
     """What each state ignores on purpose: everything that has no row there and has a reason below."""
     everywhere = frozenset(STATES)
-    stop_done = frozenset({*LEAVING, *STOPPING})
     return {
         # What a read shows matters where it changes something; elsewhere it is the state's normal sight.
-        "no_leader": frozenset({*CANDIDATE, EXPIRED, *STOPPING}),
+        "no_leader": frozenset({*IN_ROUND, EXPIRED, *STOPPING}),
         "leader_takes": frozenset({FREEZING, VOTING, EXPIRED, *STOPPING}),
         "leader_serves": frozenset({EXPIRED, STOPPING_REDIS, CLOSING, STOPPED}),
-        "leader_is_ours": frozenset({*LEADER, *LEAVING, EXPIRED, *STOPPING}),
+        "leader_is_ours": frozenset({*OWNING, EXPIRED, *STOPPING}),
         "unfit": frozenset({EXPIRED, *STOPPING}),
-        "round_over": everywhere - {*CANDIDATE},
+        "round_over": everywhere - {*IN_ROUND},
         "thawed": everywhere - {*CANDIDATE},
         # Redis comes and goes; where there is no row its start changes no role, and its death none either.
         "redis_up": everywhere - {FREEZING, FOLLOWER},
-        "redis_lost": frozenset({CONNECTING, FOLLOWER, EXPIRED, CLOSING, STOPPED}),
+        "redis_lost": frozenset({CONNECTING, HANDED_OVER, FOLLOWER, EXPIRED, CLOSING, STOPPED}),
         # Answers that come after the state that asked for them was left.
-        "frozen": everywhere - {FREEZING, RESIGNING},
+        "frozen": everywhere - {FREEZING, SEALING, RESIGNING},
         "elected": everywhere - {VOTING},
-        "claim_won": everywhere - {CLAIMING},
-        "claim_lost": everywhere - {CLAIMING},
+        "claim_won": everywhere - {CLAIMING, SUCCEEDING, RECLAIMING},
+        "claim_lost": everywhere - {CLAIMING, SUCCEEDING, RECLAIMING},
         "promoted": everywhere - {TAKING_OVER},
         "served": everywhere - {TAKING_OVER},
-        "deposed": everywhere - {*LEADER, *LEAVING},
-        "caught_up": everywhere - {HANDING_OVER},
+        "deposed": everywhere - {*OWNING},
+        "caught_up": everywhere - {PAUSING},
+        "give_up": everywhere - {PAUSING},
+        "designated": everywhere - {DESIGNATING},
+        "overdue": everywhere - {DESIGNATING, HANDING_OVER},
         "resigned": everywhere - {RESIGNING},
         "yield_over": everywhere - {YIELDING},
         "released": everywhere - {YIELDING},
+        "redis_left": everywhere - {STOPPING_REDIS},
         "session_closed": everywhere - {CLOSING},
+        # Asked for where they make sense only.
+        "hand_over": everywhere - {SERVING},
+        "appointed": everywhere - {FOLLOWER},
+        "succeeded": everywhere - {*OFFERED},
+        "depart": everywhere - {TAKING_OVER, PAUSING, SEALING, DESIGNATING, HANDING_OVER},
+        "leave": frozenset({*OWNING, *STOPPING}),
         # No lease is needed, or none is held.
         "lease_ended": frozenset({CONNECTING, EXPIRED, STOPPING_REDIS, CLOSING, STOPPED}),
         "session_expired": frozenset({EXPIRED, STOPPING_REDIS, CLOSING, STOPPED}),
         "session_up": everywhere - {EXPIRED},
-        "stop": stop_done,
-        "stop_again": everywhere - {HANDING_OVER, RESIGNING, YIELDING, STOPPING_REDIS, CLOSING},
+        "stop_again": everywhere - {RESIGNING, YIELDING, STOPPING_REDIS, CLOSING},
     }
 
 

@@ -257,7 +257,36 @@ class CommitUnknown:
 
 @dataclass(frozen=True, slots=True)
 class StartRedis:
-    """Launch redis-server, fenced, a replica of nowhere. Answered by RedisUp, or RedisDied."""
+    """Launch redis-server, fenced, a replica of nowhere; or attach to the one that our last life left. Answered by
+    RedisUp, or RedisDied.
+    """
+
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArmGuard:
+    """Have the guard fence at ``until`` unless told otherwise before, and at once if the agent dies.
+
+    Answered by GuardDone or GuardFailed. A later ``until`` replaces an earlier one.
+    """
+
+    incarnation: int
+    request: int
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class DisarmGuard:
+    """Redis is fenced, and nothing is under way that could lift the fence. Answered by GuardDone or GuardFailed."""
+
+    incarnation: int
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveRedis:
+    """Let go of Redis and its guard, which run on for the agent's next life. Answered by RedisLeft."""
 
     incarnation: int
 
@@ -378,7 +407,30 @@ class ScriptKill:
     limit_s: float
 
 
-RoleCommand = Fence | LiftFence | Freeze | Promote | Follow | PauseWrites | Unpause
+@dataclass(frozen=True, slots=True)
+class KickClients:
+    """Close all normal and pubsub client connections but the agent's and the guard's own: they look for the leader."""
+
+    incarnation: int
+    request: int
+    limit_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SaveTail:
+    """Save the data set as it is, as ``<data directory>/diverged/<name>.rdb``; of these the newest ``keep`` remain.
+
+    Not a role command: Redis saves in the background. Answered by TailSaved.
+    """
+
+    incarnation: int
+    request: int
+    name: str
+    keep: int
+    limit_s: float
+
+
+RoleCommand = Fence | LiftFence | Freeze | Promote | Follow | PauseWrites | Unpause | KickClients
 """Role commands run one after the other over one connection; an answer of unknown outcome is RoleFailed(unknown)."""
 
 
@@ -401,12 +453,17 @@ class CatchUp:
 
 @dataclass(frozen=True, slots=True)
 class RedisUp:
-    """redis-server answers (it may still be loading), and the agent's connections to it are open."""
+    """redis-server answers (it may still be loading), and the agent's connections to it are open.
+
+    ``attached``: it is the process that the agent's last life left. Then no command of that life can reach it any more,
+    it is fenced (whatever its role), and ``info`` was read behind that.
+    """
 
     incarnation: int
     pid: int
     create_time: float
     info: RedisInfo
+    attached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,14 +481,42 @@ class RedisDied:
 
 
 @dataclass(frozen=True, slots=True)
+class GuardDone:
+    """Answer to ArmGuard and DisarmGuard: the guard says that it has it."""
+
+    incarnation: int
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class GuardFailed:
+    """Answer to ArmGuard and DisarmGuard: there is no guard that could be told."""
+
+    incarnation: int
+    request: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RedisLeft:
+    """Answer to LeaveRedis: Redis runs on under its guard; nothing more is heard of it in this life."""
+
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Probed:
-    """Answer to Probe. ``drift`` names each pinned setting that had another value, with that value."""
+    """Answer to Probe. ``drift`` names each pinned setting that had another value, with that value.
+
+    ``sick``: why Redis refuses writes to everybody (MISCONF: it can't save), in one line; empty if it doesn't.
+    """
 
     incarnation: int
     request: int
     sent_at: float
     info: RedisInfo
     drift: tuple[tuple[str, str], ...] = ()
+    sick: str = ""
 
 
 class ProbeError(Enum):
@@ -441,11 +526,14 @@ class ProbeError(Enum):
     BUSY = "busy"
     REFUSED = "refused"
     DENIED = "denied"
+    PAUSED = "paused"
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeFailed:
-    """Answer to Probe: no INFO. TIMEOUT: no answer in time; BUSY: a script runs; DENIED: password or ACL."""
+    """Answer to Probe: no INFO. TIMEOUT: no answer in time; BUSY: a script runs; DENIED: password or ACL; PAUSED: it
+    lives, but somebody ordered CLIENT PAUSE for all commands.
+    """
 
     incarnation: int
     request: int
@@ -460,6 +548,16 @@ class RemoteProbed:
     request: int
     address: Address
     info: RedisInfo | None
+
+
+@dataclass(frozen=True, slots=True)
+class TailSaved:
+    """Answer to SaveTail: ``path`` is the file, or ``error`` says why there is none."""
+
+    incarnation: int
+    request: int
+    path: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -502,6 +600,10 @@ class StateRecord:
 
     ``guid`` is that of the latest session; ``promotions`` maps replids that this member made by promotion to the epoch
     they were made in; ``epoch`` and ``offset_bytes`` are the position last known.
+
+    About the very process ``run_id``: ``loaded`` is replid and offset as they were when its data had been loaded from
+    disk (empty: not yet); ``intact_replid`` the replid under which it was intact (empty: it was not); ``followed`` that
+    it was told to follow somebody.
     """
 
     cluster_id: str = ""
@@ -513,6 +615,10 @@ class StateRecord:
     promotions: tuple[tuple[str, int], ...] = ()
     redis_pid: int = 0
     redis_create_time: float = 0.0
+    run_id: str = ""
+    loaded: tuple[str, int] | None = None
+    intact_replid: str = ""
+    followed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -549,10 +655,14 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """The agent is done. Redis is stopped (or was never started) and the session is closed."""
+    """The agent is done. The session is closed; Redis is stopped, or was left to the next life.
+
+    ``again``: the process is to execute itself again, for an upgrade.
+    """
 
     code: int
     reason: str
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -575,12 +685,28 @@ class StopRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class UpgradeRequested:
+    """SIGUSR2: hand over if we lead, leave Redis running, and execute the agent's program again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """A deadline of the core has come."""
 
 
 ZkCommand = OpenSession | CloseSession | Ensure | Read | Commit
-RedisCommand = StartRedis | StopRedis | KillRedis | Probe | ScriptKill | RoleCommand
+RedisCommand = (
+    StartRedis
+    | ArmGuard
+    | DisarmGuard
+    | LeaveRedis
+    | StopRedis
+    | KillRedis
+    | Probe
+    | ScriptKill
+    | SaveTail
+    | RoleCommand
+)
 LocalCommand = SaveState | Log | Ready | Exit
 Command = ZkCommand | RedisCommand | ProbeRemote | CatchUp | LocalCommand
 
@@ -597,5 +723,18 @@ ZkEvent = (
     | CommitRefused
     | CommitUnknown
 )
-RedisEvent = RedisUp | RedisDied | Probed | ProbeFailed | RemoteProbed | RoleDone | RoleFailed | CaughtUp
-Event = ZkEvent | RedisEvent | Started | StateSaved | StopRequested | Tick
+RedisEvent = (
+    RedisUp
+    | RedisDied
+    | RedisLeft
+    | GuardDone
+    | GuardFailed
+    | Probed
+    | ProbeFailed
+    | RemoteProbed
+    | RoleDone
+    | RoleFailed
+    | TailSaved
+    | CaughtUp
+)
+Event = ZkEvent | RedisEvent | Started | StateSaved | StopRequested | UpgradeRequested | Tick

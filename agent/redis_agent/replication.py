@@ -178,6 +178,8 @@ class LedgerEntry:
     ``start`` has the offset as Redis counts now, and this the position from the claimant's state file."""
     origins: tuple[str, ...] = ()
     """Replids of the data set that the cluster was started with: older than every epoch, so they stand for epoch 0."""
+    handover: bool = False
+    """Its predecessor designated it at its final position: every acknowledged write is in it."""
     at: float = 0.0
     """Wall clock, for people only."""
     reason: str = ""

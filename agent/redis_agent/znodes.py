@@ -60,6 +60,9 @@ class Paths:
     def orders(self) -> str:
         return f"{self.base}/orders"
 
+    def order(self, name: str) -> str:
+        return f"{self.orders}/{name}"
+
     def member(self, name: str) -> str:
         return f"{self.members}/{name}"
 
@@ -131,6 +134,8 @@ class Presence:
     restarts: int = 0
     reason: str = ""
     """Why it is not serving or following, in one sentence."""
+    sick: str = ""
+    """Why its Redis would refuse writes also as the leader's (disk full), in one line."""
     at: float = 0.0
     """Wall clock of the writer, for people only."""
 
@@ -157,9 +162,48 @@ class Leader:
     wait: int = 0
     voters: tuple[str, ...] = ()
     at: float = 0.0
+    by_handover: bool = False
+    """Its predecessor designated it: nothing was lost, and there was no round."""
+    successor: str = ""
+    """Of phase handing-over: the member that is to take over, once it has all of ``replid`` up to ``offset_bytes``."""
+    offset_bytes: int = -1
 
 
-def encode(payload: ClusterConfig | Member | Presence | Leader | Ledger | Ballot) -> bytes:
+class OrderState:
+    """What became of an order. The last three are final."""
+
+    PENDING = "pending"
+    ACCEPTED = "accepted"
+    DONE = "done"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+    FINAL = frozenset({DONE, REFUSED, FAILED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """``orders/<name>``: what an operator asks of the leader, and what became of it."""
+
+    v: int = SCHEMA
+    kind: str
+    """``switchover``."""
+    to: str = ""
+    """The member that is to lead; empty: the best."""
+    by: str = ""
+    """Who asks, for people."""
+    at: float = 0.0
+    """Wall clock of whoever asks."""
+    expires_s: float = 60.0
+    """Not to be begun later than this after ``at``."""
+    state: str = OrderState.PENDING
+    epoch: int = 0
+    """Of the leadership that accepted it."""
+    detail: str = ""
+    """The outcome in one sentence."""
+
+
+def encode(payload: ClusterConfig | Member | Presence | Leader | Ledger | Ballot | Order) -> bytes:
     """JSON; a Ledger and a Ballot get their schema version ``v`` too."""
     return msgspec.json.encode({"v": SCHEMA, **_fields(payload)})
 
@@ -198,6 +242,15 @@ def decode_leader(data: bytes) -> Leader:
         Corrupt: it is not one.
     """
     return _decode("leader", data, Leader)
+
+
+def decode_order(data: bytes) -> Order:
+    """An operator's request.
+
+    Raises:
+        Corrupt: it is not one.
+    """
+    return _decode("order", data, Order)
 
 
 def decode_ledger(data: bytes) -> Ledger:

@@ -14,6 +14,7 @@ from redis_agent.core.agent import Core
 from redis_agent.core.settings import CoreSettings
 from redis_agent.election import Ballot
 from redis_agent.messages import (
+    ArmGuard,
     Check,
     Command,
     Commit,
@@ -22,13 +23,17 @@ from redis_agent.messages import (
     CommitUnknown,
     Create,
     Delete,
+    DisarmGuard,
     Ensure,
     Event,
     Exit,
     Fence,
     Follow,
     Freeze,
+    GuardDone,
+    KickClients,
     KillRedis,
+    LeaveRedis,
     LiftFence,
     Log,
     Op,
@@ -41,17 +46,20 @@ from redis_agent.messages import (
     Read,
     ReadDone,
     Ready,
+    RedisLeft,
     RedisUp,
     RemoteProbed,
     RoleDone,
     RoleFailed,
     SaveState,
+    SaveTail,
     ScriptKill,
     SessionDown,
     SessionUp,
     Started,
     StateRecord,
     StateSaved,
+    TailSaved,
     Tick,
     Unpause,
     WatchFired,
@@ -66,7 +74,7 @@ NAMES = ("m1", "m2", "m3")
 ADDRESSES = {name: Address(f"10.0.0.{number}", 6379) for number, name in enumerate(NAMES, start=1)}
 PATHS = Paths("redis-agent", "cache")
 ANSWER_S = 0.001
-ROLE_COMMANDS = (Fence, LiftFence, Freeze, Promote, Follow, PauseWrites, Unpause, ScriptKill)
+ROLE_COMMANDS = (Fence, LiftFence, Freeze, Promote, Follow, PauseWrites, Unpause, ScriptKill, KickClients)
 
 Payload = ClusterConfig | Member | Presence | Leader | Ledger | Ballot
 
@@ -252,11 +260,17 @@ class Driver:
                 return self.step(self._read(command, sent_at))
             case SaveState():
                 return self.step(StateSaved(command.request))
+            case ArmGuard() | DisarmGuard():
+                return self.step(GuardDone(command.incarnation, command.request))
+            case LeaveRedis():
+                return self.step(RedisLeft(command.incarnation))
+            case SaveTail():
+                return self.step(TailSaved(command.incarnation, command.request, path=f"diverged/{command.name}.rdb"))
             case ProbeRemote():
                 return self.step(RemoteProbed(command.request, command.address, None))
             case Probe():
                 return self.step(Probed(command.incarnation, command.request, sent_at, self.info))
-            case Fence() | LiftFence() | Freeze() | Promote() | Follow() | PauseWrites() | Unpause() | ScriptKill():
+            case Fence() | LiftFence() | Freeze() | Promote() | Follow() | PauseWrites() | Unpause() | ScriptKill() | KickClients():
                 self._change_role(command)
                 return self.step(RoleDone(command.incarnation, command.request, self.info))
         return []

@@ -9,8 +9,6 @@ import pytest
 from redis_agent import machine
 from redis_agent.messages import (
     CatchUp,
-    CaughtUp,
-    CloseSession,
     Command,
     Commit,
     CommitDone,
@@ -23,7 +21,6 @@ from redis_agent.messages import (
     KillRedis,
     LiftFence,
     OpenSession,
-    PauseWrites,
     Probe,
     Probed,
     ProbeError,
@@ -44,7 +41,6 @@ from redis_agent.messages import (
     StopRedis,
     StopRequested,
     Tick,
-    Unpause,
     WatchFired,
     ZkError,
 )
@@ -640,41 +636,6 @@ def test_a_lost_ballot_is_cast_again() -> None:
 
 
 # --- leaving --------------------------------------------------------------------------------------------------------
-
-
-def test_a_leader_hands_over_in_order() -> None:
-    """Pause, catch up, freeze without kicking, ballot and resignation in one, wait, release, stop, exit 0. Case E1."""
-    driver = serving()
-    stop(driver)
-    driver.settle_but(PauseWrites, CatchUp)
-    driver.answer(driver.take(PauseWrites))
-    ask = driver.take(CatchUp)
-    assert [name for name, _ in ask.successors] == ["m3"]
-    assert (ask.replid, ask.offset) == (driver.info.replid, driver.info.offset_bytes)
-    driver.step(CaughtUp(ask.request, "m3"))
-    freeze = driver.take(Freeze)
-    assert not freeze.kill_clients
-    driver.answer(freeze)
-    driver.settle_but("ballot", Probe)
-    resign = driver.take(Commit, "ballot")
-    assert Delete(PATHS.leader) in resign.ops
-    driver.answer(resign)
-    assert own_ballot(driver, 4).abstains
-    assert driver.state == machine.YIELDING
-    assert not driver.find(Unpause)
-    driver.put(PATHS.epoch, ledger("m1", "m2", "m1", "m3"))
-    driver.put(PATHS.leader, leader("m3", 4), owner=901)
-    driver.fire_watches()
-    driver.settle_but(Unpause, Probe, StopRedis)
-    assert not driver.find(StopRedis)
-    driver.answer(driver.take(Unpause))
-    driver.settle_but(StopRedis, Probe)
-    assert driver.find(StopRedis)
-    driver.step(RedisDied(1, 0, "", was_up=True, ordered=True))
-    assert driver.find(CloseSession)
-    driver.step(SessionClosed(1, clean=True))
-    assert driver.exit is not None
-    assert driver.exit.code == 0
 
 
 def test_a_leader_alone_does_not_wait() -> None:

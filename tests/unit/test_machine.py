@@ -76,10 +76,10 @@ def test_each_action_exists(action: str) -> None:
 def test_whoever_may_accept_writes_fences_on_the_way_out() -> None:
     """Each row that leaves the leader's states, or those of a leaving leader, orders something that fences.
 
-    A dead Redis needs none, and `pause_writes` and `stop` lead on to a state from which this holds.
+    A dead Redis needs none, and `pause_writes` leads on to a state from which this holds.
     """
-    fencing = {"fence", "freeze", "follow", "freeze_quietly", "stop_redis"}
-    writable = {*machine.LEADER, machine.HANDING_OVER}
+    fencing = {"fence", "freeze", "follow", "freeze_quietly", "part_with_redis"}
+    writable = {*machine.LEADER, machine.PAUSING}
     for row in TRANSITIONS:
         if not writable & set(row.sources) or row.dest in writable or row.trigger == "redis_lost":
             continue
@@ -101,11 +101,23 @@ def test_the_order_is_claim_promote_serve_and_then_the_fence() -> None:
     lifting = [(row.sources, row.trigger) for row in TRANSITIONS if "lift_fence" in row.actions]
     assert lifting == [((machine.CONNECTING,), "leader_is_ours"), ((machine.TAKING_OVER,), "served")]
     assert all(row.trigger == "promoted" for row in TRANSITIONS if "serve" in row.actions)
-    assert all(row.sources == (machine.CLAIMING,) for row in TRANSITIONS if "promote" in row.actions)
+    claims = {machine.CLAIMING, machine.SUCCEEDING, machine.RECLAIMING}
+    assert all(set(row.sources) <= claims for row in TRANSITIONS if "promote" in row.actions)
+    assert all(row.trigger in ("claim_won", "leader_is_ours") for row in TRANSITIONS if "promote" in row.actions)
+    assert all(row.sources == (machine.FOLLOWER,) for row in TRANSITIONS if "swap" in row.actions)
     assert all(row.sources == (machine.VOTING,) for row in TRANSITIONS if "claim" in row.actions)
 
 
-@pytest.mark.parametrize(("state", "trigger"), [("no-such-state", "stop"), (machine.SERVING, "no_such_trigger")])
+def test_a_successor_is_named_only_behind_the_freeze() -> None:
+    """Pause, catch up, freeze, designate: the pause alone is no fence. Case E1."""
+    assert [row.sources for row in TRANSITIONS if "designate" in row.actions] == [(machine.SEALING,)]
+    into = [(row.trigger, row.actions) for row in TRANSITIONS if row.dest == machine.SEALING]
+    assert into == [("caught_up", ("freeze_quietly",))]
+    giving_up = [row.sources for row in TRANSITIONS if "unpause" in row.actions]
+    assert giving_up == [(machine.PAUSING,)], "nothing is frozen yet"
+
+
+@pytest.mark.parametrize(("state", "trigger"), [("no-such-state", "leave"), (machine.SERVING, "no_such_trigger")])
 def test_an_unknown_pair_is_impossible(state: str, trigger: str) -> None:
     """It raises, whichever half is unknown."""
     with pytest.raises(Impossible, match=f"{trigger} in {state}"):

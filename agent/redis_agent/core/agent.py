@@ -7,11 +7,10 @@ from functools import partial
 from math import inf
 
 from redis_agent import machine
-from redis_agent.core.leaving import Leaving
+from redis_agent.core.considering import Considering
 from redis_agent.core.reading import Part
 from redis_agent.core.settings import CoreSettings
 from redis_agent.core.snapshot import Snapshot
-from redis_agent.election import quorum
 from redis_agent.messages import (
     CaughtUp,
     Command,
@@ -19,11 +18,14 @@ from redis_agent.messages import (
     CommitRefused,
     CommitUnknown,
     Event,
+    GuardDone,
+    GuardFailed,
     Probed,
     ProbeFailed,
     ReadDone,
     ReadFailed,
     RedisDied,
+    RedisLeft,
     RedisUp,
     RemoteProbed,
     RoleDone,
@@ -37,11 +39,12 @@ from redis_agent.messages import (
     StateSaved,
     StopRedis,
     StopRequested,
+    TailSaved,
     Tick,
+    UpgradeRequested,
     WatchFired,
 )
 from redis_agent.replication import Position
-from redis_agent.znodes import LeaderPhase
 
 _ZK_EVENTS = (
     SessionUp,
@@ -56,10 +59,21 @@ _ZK_EVENTS = (
     CommitRefused,
     CommitUnknown,
 )
-_REDIS_EVENTS = (RedisUp, RedisDied, Probed, ProbeFailed, RoleDone, RoleFailed)
+_REDIS_EVENTS = (
+    RedisUp,
+    RedisDied,
+    RedisLeft,
+    GuardDone,
+    GuardFailed,
+    TailSaved,
+    Probed,
+    ProbeFailed,
+    RoleDone,
+    RoleFailed,
+)
 
 
-class Core(Leaving):
+class Core(Considering):
     """The agent's decisions, as a function of (state, event, now).
 
     The caller's duties: deliver events one at a time, in the order in which each adapter posted them; execute the
@@ -81,13 +95,13 @@ class Core(Leaving):
         # Deadlines first: what an event may do depends on whether the lease still holds.
         self._run_timers()
         self._hear(event)
-        self._consider()
+        self.consider()
         self.send_read()
         return self.commands
 
     def next_deadline(self) -> float | None:
         """When to call with ``Tick`` at the latest."""
-        first = min((*self.timers.values(), self.fence_due, self.lease_deadline))
+        first = min((*self.timers.values(), self.fence_due, self.guard_due, self.lease_deadline))
         return None if first == inf else first
 
     def snapshot(self) -> Snapshot:
@@ -122,6 +136,8 @@ class Core(Leaving):
             self.fire("lease_ended")
         if self.now >= self.fence_due:
             self.kill_redis("the soft fence was not confirmed in time")
+        if self.now >= self.guard_due:
+            self.guard_lost("it did not answer in time")
         due = [name for name, at in self.timers.items() if at <= self.now]
         for name in due:
             del self.timers[name]
@@ -143,8 +159,10 @@ class Core(Leaving):
             "save_guid": partial(self.save, f"guid {self.record.guid}"),
             "save_state": self.save_position,
             "takeover": self._takeover_overdue,
-            "handover": partial(self.fire, "caught_up"),
-            "yield": partial(self.fire, "yield_over"),
+            "handover": self.handover_overdue,
+            "designation": self.designation_overdue,
+            "stand": self.stand_again,
+            "yield": self.yield_overdue,
             "close": partial(self.fire, "session_closed"),
         }
         # "election" only makes the core look at the ballots again, which it does after every event.
@@ -154,6 +172,8 @@ class Core(Leaving):
     def _reread(self) -> None:
         """Should a watch ever be lost, this still converges."""
         self.look_at_all()
+        if self.state == machine.SERVING:
+            self.look(Part.ORDERS)
         self.arm("reread", self.now + self.settings.reread_s)
 
     def _retry_role(self) -> None:
@@ -181,6 +201,8 @@ class Core(Leaving):
                 self._on_started(event)
             case StopRequested():
                 self.on_stop_requested()
+            case UpgradeRequested():
+                self.on_upgrade_requested()
             case StateSaved():
                 self._on_state_saved(event)
             case CaughtUp():
@@ -213,7 +235,10 @@ class Core(Leaving):
             case CommitDone() | CommitRefused() | CommitUnknown():
                 if isinstance(event, CommitDone):
                     self.lease.acknowledged(event.sent_at)
+                    self.renew_guard()
                 self._commit_answered(event)
+                if isinstance(event, CommitDone):
+                    self.heartbeat_committed(event.sent_at)
 
     def _commit_answered(self, event: CommitDone | CommitRefused | CommitUnknown) -> None:
         if self.session_answer(event):
@@ -226,6 +251,10 @@ class Core(Leaving):
             self.serve_answered(event)
         elif event.request == self._wait_request:
             self.wait_answered()
+        elif event.request == self.designate_request:
+            self.designate_answered(event)
+        elif event.request == self._order_request:
+            self.order_answered(event)
         else:
             # A claim or ballot that was given up meanwhile: see what became of it.
             self.look(Part.LEADER | Part.BALLOTS)
@@ -239,6 +268,14 @@ class Core(Leaving):
                     self.order(StopRedis(event.incarnation, self.settings.stop_redis_s))
             case RedisDied():
                 self.on_redis_died(event)
+            case RedisLeft():
+                self.redis_left()
+            case GuardDone():
+                self.on_guard_done(event)
+            case GuardFailed():
+                self.on_guard_failed(event)
+            case TailSaved():
+                self.on_tail_saved(event)
             case Probed():
                 self.on_probed(event)
             case ProbeFailed():
@@ -261,6 +298,9 @@ class Core(Leaving):
                 self.follow_done(event.info)
             case "lift":
                 self.lift_done(event.info)
+                self.look(Part.ORDERS)
+            case "raise":
+                self.redis.info = event.info or self.redis.info
             case "promote":
                 self.promote_done(event.info)
             case "pause":
@@ -283,10 +323,12 @@ class Core(Leaving):
                 self.follow_failed()
             case "lift":
                 self.lift_failed(late=event.late)
+            case "raise":
+                self.redis.min_replicas = -1  # As it is, or as it was: the next look tells.
             case "promote" if self.state == machine.TAKING_OVER:
                 self.fire("unfit")
             case "pause":
-                self.fire("caught_up")
+                self.nobody_caught_up("the clients could not be paused")
             case "unpause":
                 self.fire("released")
 
@@ -316,105 +358,3 @@ class Core(Leaving):
             self.retry_follow()
         if what == f"guid {self.session.guid}":
             self.session.guid_saved = True
-
-    # --- what the view asks for -------------------------------------------------------------------------------------
-
-    def _consider(self) -> None:
-        """Compare what was read with what we are, and fire what follows."""
-        if self.state in (machine.EXPIRED, machine.STOPPING_REDIS, machine.CLOSING, machine.STOPPED):
-            return
-        if not self.proved:
-            return
-        leader = self.view.leader
-        if self.state == machine.YIELDING and self.view.presences_known:
-            self.consider_yielding()
-        if self.state == machine.RESIGNING and (leader is None or self.owns_leader):
-            self.recast_if_due()
-        elif leader is None:
-            self._consider_no_leader()
-        elif self.owns_leader:
-            self._consider_own()
-        elif leader.phase != LeaderPhase.SERVING:
-            if self.state not in (machine.FREEZING, machine.VOTING):
-                self.fire("leader_takes")
-        else:
-            self._consider_serving()
-
-    def _consider_no_leader(self) -> None:
-        if self.state == machine.CLAIMING:
-            if self.round.claim_unknown and not self.round.claim_request:
-                self.fire("claim_lost")
-            return
-        if self.state == machine.CONNECTING and not self._may_vote():
-            return
-        if self.state in (machine.FREEZING, machine.VOTING):
-            if self.round.number != self.view.ledger.epoch + 1:
-                self.fire("round_over")
-            elif self.state == machine.VOTING:
-                self.consider_election()
-            elif not self.redis.up:
-                self.recast_if_due()
-        elif not self.stopping:
-            self.fire("no_leader")
-
-    def _may_vote(self) -> bool:
-        """Before a cluster has voters there is nothing to vote on."""
-        return bool(self.view.config.voters)
-
-    def _consider_own(self) -> None:
-        if self.state == machine.CONNECTING:
-            if not self.role_requests:  # The fence is on its way: its answer comes here again.
-                self.fire("leader_is_ours" if self.fit_to_resume() else "unfit")
-        elif self.state == machine.CLAIMING:
-            if not self.round.claim_request:
-                self.fire("leader_is_ours")
-        elif self.state == machine.SERVING:
-            self.keep_wait_true()
-        elif self.state == machine.FREEZING:
-            if not self.redis.up:
-                self.recast_if_due()
-        elif self.state in (machine.VOTING, machine.FOLLOWER):
-            # The ballot that takes it away may be on its way.
-            if not self.round.ballot_request:
-                self.fire("leader_is_ours")
-        elif self.state == machine.TAKING_OVER and self._serve_unknown():
-            self._settle_serve()
-
-    def _serve_unknown(self) -> bool:
-        leader = self.view.leader
-        return not self.taking_over_request and leader is not None and leader.phase == LeaderPhase.SERVING
-
-    def _settle_serve(self) -> None:
-        """The reply to ``serve`` was lost, but it was committed."""
-        self.redis.intact = True
-        self.served_incarnation = self.redis.incarnation
-        self.disarm("takeover")
-        self.fire("served")
-
-    def _consider_serving(self) -> None:
-        leader = self.view.leader
-        assert leader is not None
-        if leader.epoch < self.promised_round:
-            # We voted for a later round: this one is being deposed, and nobody may confirm anything to it.
-            self.reason = f"{leader.name} serves epoch {leader.epoch}, but this member voted for {self.promised_round}"
-            self.look_later()
-            return
-        if self.state == machine.FOLLOWER and self.followed is not None and self.followed[0] == leader.epoch:
-            return
-        voters = leader.voters
-        if self.settings.name not in voters and leader.wait < quorum(len(voters))[0] + len(
-            self.view.members.keys() - set(voters)
-        ):
-            # A plain WAIT would take our acknowledgement for a voter's.
-            self.reason = "waiting for the leader to count this member, which does not vote, in its `wait`"
-            return
-        joining = self.state in (machine.CONNECTING, *machine.CANDIDATE, machine.FOLLOWER)
-        if joining and self.redis.up and not self.knows_its_data():
-            if self.redis.info is not None and not self.redis.info.loading:
-                self.reason = "this member's data set is of unknown lineage: not overwritten"
-            return
-        self.fire("leader_serves")
-
-    def look_later(self) -> None:
-        if "look" not in self.timers:
-            self.arm("look", self.now + 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from math import inf
 from typing import Any
 
@@ -11,9 +12,21 @@ from redis_agent import machine
 from redis_agent.core.settings import CoreSettings
 from redis_agent.election import Ballot
 from redis_agent.lease import Lease
-from redis_agent.messages import Command, Fence, KillRedis, Log, SaveState, StateRecord
+from redis_agent.messages import ArmGuard, Command, DisarmGuard, Fence, KillRedis, Log, SaveState, StateRecord
 from redis_agent.replication import Address, Ledger, Position, RedisInfo, resolve
-from redis_agent.znodes import ClusterConfig, Leader, Member, Paths, Presence
+from redis_agent.znodes import ClusterConfig, Leader, Member, Order, Paths, Presence
+
+
+class Goal(Enum):
+    """What the agent is there for."""
+
+    RUN = auto()
+    STOP = auto()
+    """Leave, and stop Redis in order."""
+    UPGRADE = auto()
+    """Leave, and let Redis run on for the agent's next life, which begins at once."""
+    FAIL = auto()
+    """Leave because a person must mend something; a Redis that the cluster may need runs on."""
 
 
 @dataclass(slots=True)
@@ -49,6 +62,7 @@ class View:
     ledger: Ledger = field(default_factory=Ledger)
     ledger_version: int = -1
     leader: Leader | None = None
+    leader_version: int = -1
     members: dict[str, Member] = field(default_factory=dict)
     presences: dict[str, Presence] = field(default_factory=dict)
     presences_known: bool = False
@@ -57,6 +71,8 @@ class View:
     ballots: dict[str, Ballot] = field(default_factory=dict)
     stale_ballots: tuple[str, ...] = ()
     """Names of ballot znodes of rounds that are over."""
+    orders: dict[str, Order] = field(default_factory=dict)
+    order_versions: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -87,6 +103,27 @@ class LocalRedis:
     remote_request: int = 0
     proof: tuple[int, str, int] | None = None
     """(epoch, replid, offset) of the serving leader, read after the link came up: reach it and be intact."""
+    attached: bool = False
+    """It was left by our last life, and runs on."""
+    paused: bool = False
+    """Writes wait because we told it so."""
+    min_replicas: int = 0
+    """What min-replicas-to-write was last lifted to, beyond the operator's own."""
+    sick: str = ""
+    """Why it refuses writes to everybody."""
+    sick_probes: int = 0
+    stalled: bool = False
+    """Somebody ordered CLIENT PAUSE for all commands: it lives, but answers nothing."""
+    tail_saved: str = ""
+    """Name of the diverged tail that was saved, or could not be."""
+    tail_request: int = 0
+    guard_request: int = 0
+    """Arming that is under way."""
+    guard_until: float = -inf
+    """Until when the guard knows our lease: without its word the fence is not lifted."""
+    guard_asked: float = -inf
+    unguarded: bool = False
+    """Its guard was lost: it may not lead, and is restarted under a new one as soon as that costs nobody anything."""
 
 
 @dataclass(slots=True)
@@ -138,6 +175,7 @@ class Base:
         self.followed: tuple[int, Address] | None = None
         """Epoch and address of the leader that our Redis was told to follow."""
         self.served_incarnation = 0
+        self.goal = Goal.RUN
         self.stop_count = 0
         self.exit_code = 0
         self.exit_reason = "stopped as told"
@@ -149,6 +187,10 @@ class Base:
         """No redis-server process of ours exists."""
         self.role_requests: dict[int, str] = {}
         self.fence_due = inf
+        self.guard_due = inf
+        """When the guard must have answered at the latest."""
+        self.had_role = False
+        """In this life our Redis was told to follow, or served: the cluster may need what it has."""
         self.offsets_seen: dict[str, int] = {}
         """How far the latest leader is known to have come, by its replid."""
         self._requests = 0
@@ -211,11 +253,16 @@ class Base:
 
     @property
     def leading(self) -> bool:
-        return self.state in machine.LEADER or self.state in machine.LEAVING
+        return self.state in machine.OWNING
 
     @property
     def stopping(self) -> bool:
         return self.state in machine.STOPPING
+
+    @property
+    def leaves_redis(self) -> bool:
+        """Whether Redis runs on when we are gone."""
+        return self.goal is Goal.UPGRADE or (self.goal is Goal.FAIL and (self.had_role or self.redis.attached))
 
     @property
     def proved(self) -> bool:
@@ -269,14 +316,49 @@ class Base:
 
     def fenced(self) -> None:
         """A command that fences was confirmed. A lift that was ordered behind it undoes it all the same."""
-        if "lift" in self.role_requests.values():
+        pending = self.role_requests.values()
+        if "lift" in pending or "raise" in pending:
             return
         self.redis.lifted = False
         self.fence_due = inf
+        if "promote" not in pending:
+            self.disarm_guard()
+
+    # --- the guard --------------------------------------------------------------------------------------------------
+
+    def arm_guard(self) -> None:
+        """Tell the guard how long our lease lasts. It fences later than we do ourselves, but in time.
+
+        Both stay within the fence budget: a lease that ended without our being hung is no reason to kill us.
+        """
+        redis = self.redis
+        if not redis.up or redis.killed or redis.guard_request or self.lease.until <= redis.guard_asked:
+            return
+        redis.guard_asked = self.lease.until
+        redis.guard_request = self.request()
+        self.guard_due = min(self.guard_due, self.now + self.settings.guard_timeout_s)
+        until = self.lease.until + self.settings.fence_budget_s / 2
+        self.order(ArmGuard(redis.incarnation, redis.guard_request, until))
+
+    def disarm_guard(self) -> None:
+        """Redis is fenced, and nothing is in flight that could undo that."""
+        redis = self.redis
+        if redis.guard_asked == -inf:
+            return
+        self.guard_due = inf
+        redis.guard_asked = redis.guard_until = -inf
+        # An answer to an arming that is still under way says nothing any more.
+        redis.guard_request = 0
+        self.order(DisarmGuard(redis.incarnation, self.request()))
+
+    @property
+    def guarded(self) -> bool:
+        """The guard has acknowledged that it is armed."""
+        return self.redis.guard_until > -inf
 
     def kill_redis(self, reason: str = "told to stop again") -> None:
         """The hard fence: sent is done."""
-        self.fence_due = inf
+        self.fence_due = self.guard_due = inf
         if not self.redis.killed and self.redis.incarnation:
             self.redis.killed = True
             self.log("warning", "redis_killed", reason=reason)

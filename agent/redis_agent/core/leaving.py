@@ -1,59 +1,55 @@
-"""SIGTERM: hand over if we lead, stop Redis in order, close the session."""
+"""Leaving: stop Redis in order, or leave it to our next life; close the session."""
 
 from __future__ import annotations
 
 from redis_agent import machine
-from redis_agent.core.rounds import Rounds
-from redis_agent.messages import CatchUp, CaughtUp, Exit, PauseWrites, StopRedis, Unpause
-
-PAUSE_SPARE_S = 5.0
-"""How much longer than the handover the pause may last: it ends by the wall clock, and is no fence."""
+from redis_agent.core.base import Goal
+from redis_agent.core.orders import Orders
+from redis_agent.messages import Exit, LeaveRedis, StopRedis
 
 
-class Leaving(Rounds):
+class Leaving(Orders):
     """Leaves without losing anything that was acknowledged."""
-
-    _catch_up_request = 0
 
     def on_stop_requested(self) -> None:
         self.stop_count += 1
         self.log("info", "stop_requested", times=self.stop_count)
-        self.fire("stop" if self.stop_count == 1 else "stop_again")
-
-    # --- handing over -----------------------------------------------------------------------------------------------
-
-    def pause_writes(self) -> None:
-        """Clients' writes wait; they do not fail."""
-        settings = self.settings
-        self.arm("handover", self.now + settings.handover_s)
-        request = self.request()
-        self.role_requests[request] = "pause"
-        pause_s = 2 * settings.handover_s + PAUSE_SPARE_S
-        self.order(PauseWrites(self.redis.incarnation, request, pause_s, settings.role_limit_s))
-
-    def pause_done(self) -> None:
-        """Ask the others for their offsets: the once-a-second acknowledgement would be too slow."""
-        info, view = self.redis.info, self.view
-        if self.state != machine.HANDING_OVER or info is None:
+        if self.stop_count == 1:
+            self.pursue(Goal.STOP)
             return
-        successors = tuple(
-            (name, view.members[name].redis)
-            for name in view.config.voters
-            if name != self.settings.name and name in view.presences and name in view.members
-        )
-        if not successors:
-            self.fire("caught_up")
-            return
-        self._catch_up_request = self.request()
-        not_after = self.timers.get("handover", self.now)
-        self.order(CatchUp(self._catch_up_request, successors, info.replid, info.offset_bytes, not_after))
+        if self.state in machine.HANDOVER:
+            self.fire("depart")
+        elif self.state == machine.HANDED_OVER:
+            self.fire("leave")
+        else:
+            self.fire("stop_again")
 
-    def on_caught_up(self, event: CaughtUp) -> None:
-        if event.request != self._catch_up_request:
+    def on_upgrade_requested(self) -> None:
+        """SIGUSR2. Somebody who wants it stopped is not contradicted."""
+        self.log("info", "upgrade_requested")
+        if self.goal is Goal.RUN:
+            self.exit_reason = "upgrade"
+            self.pursue(Goal.UPGRADE)
+
+    def consider_goal(self) -> None:
+        """Behind each event: the next step on the way out, if that is where we go."""
+        if self.goal is Goal.RUN or self.stopping:
             return
-        self._catch_up_request = 0
-        self.log("info" if event.member else "warning", "caught_up", successor=event.member or "nobody in time")
-        self.fire("caught_up")
+        if self.state == machine.SERVING:
+            # Also one that is only almost fit may become it in time.
+            present = [name for name in self.view.config.voters if name in self.view.presences]
+            others = tuple(name for name in present if name != self.settings.name)
+            self.begin_handover(self.fit_successors() or others, self.exit_reason)
+        elif self.state == machine.TAKING_OVER:
+            self.fire("depart")
+        elif self.state == machine.FOLLOWER and self._just_followed():
+            return  # The writes that waited are answered first.
+        elif self.state not in (*machine.OWNING, machine.HANDED_OVER):
+            self.fire("leave")
+
+    def _just_followed(self) -> bool:
+        waited_for = {"follow", "kick"} & set(self.role_requests.values())
+        return bool(waited_for) and self.redis.up and self.stop_count < 2
 
     def resign(self) -> None:
         """The ballot shows our final position and that we do not stand; ``leader`` goes in the same transaction."""
@@ -61,8 +57,17 @@ class Leaving(Rounds):
         self.cast_ballot(abstains=True)
 
     def await_successor(self) -> None:
+        """Writes that wait go on waiting, but not for ever."""
+        self.disarm("designation")
         self.arm("yield", self.now + self.settings.handover_s)
-        self.consider_yielding()
+        if self.state == machine.YIELDING:
+            self.consider_yielding()
+
+    def yield_overdue(self) -> None:
+        if self.state == machine.HANDED_OVER and self.goal is not Goal.RUN:
+            self.fire("leave")
+        elif self.state == machine.YIELDING:
+            self.fire("yield_over")
 
     def consider_yielding(self) -> None:
         """Whoever could take over may have left, too."""
@@ -78,24 +83,33 @@ class Leaving(Rounds):
         if not self.redis.up:
             self.fire("released")
             return
-        request = self.request()
-        self.role_requests[request] = "unpause"
-        self.order(Unpause(self.redis.incarnation, request, self.settings.role_limit_s))
+        self.unpause()
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
-    def stop_redis(self) -> None:
-        for timer in ("handover", "yield", "takeover", "election", "restart", "recast", "retry_role"):
+    def part_with_redis(self) -> None:
+        """Stop it in order, or let it run on under its guard."""
+        for timer in ("handover", "designation", "yield", "takeover", "election", "restart", "recast", "retry_role"):
             self.disarm(timer)
         redis = self.redis
         if self.redis_is_gone:
             self.fire("redis_lost")
             return
-        # Whoever was let in is shut out first, in case stopping takes its time (it may write an RDB).
+        # Whoever was let in is shut out first, in case it takes its time (stopping, it may write an RDB).
         self.fence()
         self.save_position()
-        self.order(StopRedis(redis.incarnation, self.settings.stop_redis_s))
+        if self.leaves_redis and redis.up and not redis.killed and not redis.unguarded:
+            self.save("memory")
+            self.order(LeaveRedis(redis.incarnation))
+        else:
+            self.order(StopRedis(redis.incarnation, self.settings.stop_redis_s))
+
+    def redis_left(self) -> None:
+        """Nothing more is heard of it in this life."""
+        self.redis.up = False
+        self.disarm("probe")
+        self.fire("redis_left")
 
     def leave(self) -> None:
         self.log("info", "stopped", code=self.exit_code, reason=self.exit_reason)
-        self.order(Exit(self.exit_code, self.exit_reason))
+        self.order(Exit(self.exit_code, self.exit_reason, again=self.goal is Goal.UPGRADE))

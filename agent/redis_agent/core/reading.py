@@ -19,6 +19,7 @@ from redis_agent.znodes import (
     decode_leader,
     decode_ledger,
     decode_member,
+    decode_order,
     decode_presence,
     split_ballot,
 )
@@ -37,6 +38,8 @@ class Part(Flag):
     PRESENCES = auto()
     SETTINGS = auto()
     """``config`` and the members."""
+    ORDERS = auto()
+    """For the leader only."""
     ALL = LEADER | BALLOTS | PRESENCES | SETTINGS
 
 
@@ -45,6 +48,8 @@ class Reading(Base):
 
     taking_over_request = 0
     """Of the ``serve`` transaction in flight."""
+    designate_request = 0
+    """Of the transaction in flight that names a successor."""
     _wanted = Part.NOTHING
     _owed = Part.NOTHING
     """What a failed read was to show: read with the next one."""
@@ -58,6 +63,11 @@ class Reading(Base):
 
     def look_at_all(self) -> None:
         self.look(Part.ALL)
+
+    def look_later(self) -> None:
+        """What stands in the way may take its time: look again after a while, once."""
+        if "look" not in self.timers:
+            self.arm("look", self.now + 1.0)
 
     def barrier(self) -> int:
         """A request number for a write about leadership. What was read before it is out of date when it arrives."""
@@ -74,7 +84,7 @@ class Reading(Base):
     def forget_everything_read(self) -> None:
         """The session is gone."""
         self._wanted = self._reading = self._owed = Part.NOTHING
-        self._read_request = self.taking_over_request = 0
+        self._read_request = self.taking_over_request = self.designate_request = 0
 
     def _may_read(self) -> bool:
         """On the way to the first write a read would only be in the way; conditional writes tell of a rival there."""
@@ -82,8 +92,10 @@ class Reading(Base):
             return not (self.role_requests or self.taking_over_request)
         if self.state == machine.SERVING:
             return "lift" not in self.role_requests.values()
-        if self.state == machine.CLAIMING:
+        if self.state in (machine.CLAIMING, machine.SUCCEEDING, machine.RECLAIMING):
             return not self.round.claim_request
+        if self.state in (machine.SEALING, machine.DESIGNATING):
+            return not (self.role_requests or self.designate_request)
         if self.state == machine.FREEZING:
             return not self.round.ballot_request and "freeze" not in self.role_requests.values()
         return not (self.state == machine.VOTING and self.round.ballot_request)
@@ -103,6 +115,7 @@ class Reading(Base):
         names += [paths.leader] if Part.LEADER in parts else []
         trees = [paths.ballots] if Part.BALLOTS in parts else []
         trees += [paths.presences] if Part.PRESENCES in parts else []
+        trees += [paths.orders] if Part.ORDERS in parts else []
         if Part.SETTINGS in parts:
             names, trees = [paths.config, *names], [*trees, paths.members]
         self._wanted, self._reading = Part.NOTHING, parts
@@ -120,6 +133,9 @@ class Reading(Base):
         elif event.path == paths.presences:
             self.view.presences_known = False
             self.look(Part.PRESENCES)
+        elif event.path == paths.orders:
+            if self.state == machine.SERVING:
+                self.look(Part.ORDERS)
         elif event.path == paths.ballots:
             if self.state == machine.VOTING:
                 self.look(Part.BALLOTS)
@@ -178,8 +194,12 @@ class Reading(Base):
         if paths.leader in event.paths:
             leader = event.paths[paths.leader]
             view.leader = decode_leader(leader.data) if leader else None
+            view.leader_version = leader.version if leader else -1
         if paths.ballots in event.trees:
             self._learn_ballots(event.trees[paths.ballots])
+        if paths.orders in event.trees:
+            view.orders = dict(self._decoded(event.trees[paths.orders], decode_order))
+            view.order_versions = {name: node.version for name, node in event.trees[paths.orders].items()}
 
     def _decoded(self, nodes: Mapping[str, Znode], decode: Callable[[bytes], Payload]) -> Iterator[tuple[str, Payload]]:
         """What can be read of a tree: one member's garbage must not stop everybody's election."""

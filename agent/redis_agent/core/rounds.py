@@ -1,15 +1,15 @@
-"""A round of the election: freeze, ballot, verdict, claim, promote, serve."""
+"""A round of the election: freeze, ballot, verdict, claim."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from math import inf
 
 from redis_agent import machine
 from redis_agent.core.base import Round
-from redis_agent.core.local_redis import RETRY_ROLE_S, RedisCare
+from redis_agent.core.following import RETRY_ROLE_S
+from redis_agent.core.local_redis import RedisCare
 from redis_agent.core.reading import Part
-from redis_agent.election import Ballot, Outcome, Rules, Verdict, claimed, decide, quorum
+from redis_agent.election import Ballot, Outcome, Rules, Verdict, claimed, decide
 from redis_agent.messages import (
     Check,
     Commit,
@@ -19,17 +19,14 @@ from redis_agent.messages import (
     Create,
     Delete,
     Op,
-    Promote,
     Put,
 )
-from redis_agent.replication import Position, RedisInfo, with_served
+from redis_agent.replication import Position, RedisInfo
 from redis_agent.znodes import Leader, LeaderPhase, encode
-
-PROMOTIONS_KEPT = 8
 
 
 class Rounds(RedisCare):
-    """Takes part in elections, and takes over when it wins."""
+    """Takes part in elections."""
 
     _resign_request = 0
     _verdict: Verdict | None = None
@@ -58,7 +55,7 @@ class Rounds(RedisCare):
         redis = self.redis
         if info is None or request != self.freeze_request:
             return  # An earlier freeze: what was ordered since may have moved the position.
-        self._observe(info)
+        self.observe(info)
         self.round.evidence = info
         whole = not info.loading and not self._emptied(info)
         self.round.intact = redis.intact = redis.intact and whole
@@ -70,7 +67,7 @@ class Rounds(RedisCare):
         self.fire("frozen")
 
     def freeze_failed(self, *, unknown: bool) -> None:
-        if self.state not in (machine.FREEZING, machine.RESIGNING):
+        if self.state not in (machine.FREEZING, machine.SEALING, machine.RESIGNING):
             return
         if self.redis.lifted or (unknown and self.owns_leader):
             self.kill_redis("the freeze was not confirmed")
@@ -98,7 +95,7 @@ class Rounds(RedisCare):
                 up=True,
                 intact=self.round.intact,
                 reloaded=loaded,
-                abstains=abstains or not self.settings.voter,
+                abstains=abstains or not self.settings.voter or self._stands_back(),
                 keys=info.keys,
                 replid=info.replid,
                 replid2=info.replid2,
@@ -107,6 +104,15 @@ class Rounds(RedisCare):
                 recorded=self._recorded() if info.keys else None,
             )
         )
+
+    def _stands_back(self) -> bool:
+        """Nobody followed us, or nothing would fence us if we hung: evidence only."""
+        return self.now < self.abstain_until or self.redis.unguarded
+
+    def stand_again(self) -> None:
+        """Others had their time: cast a ballot that stands."""
+        if self.state == machine.VOTING and not self.round.ballot_request:
+            self.round.cast_at = self.round.complete_since = None
 
     def cast_empty_ballot(self) -> None:
         """There is no Redis here: nobody need wait for it. A leader resigns with it."""
@@ -298,119 +304,19 @@ class Rounds(RedisCare):
         if isinstance(event, CommitDone):
             view = self.view
             view.ledger, view.ledger_version = self._claimed_ledger, event.versions[1]
-            view.leader = self._claimed_leader
+            # The last operation of a claim and of a swap is the one on ``leader``.
+            view.leader, view.leader_version = self._claimed_leader, event.versions[-1]
             self.log("info", "claimed", epoch=self.round.claim_epoch)
             self.fire("claim_won")
         elif isinstance(event, CommitRefused):
             self.log("info", "claim_refused", epoch=self.round.claim_epoch, error=event.error.value)
-            # What the verdict rested on is out of date.
+            # What it rested on is out of date.
             self.view.fresh = False
             self.round.claim_not_before = self.now + RETRY_ROLE_S
-            self.fire("claim_lost")
+            if self.state != machine.RECLAIMING:  # There it is tried again, once it is known why.
+                self.fire("claim_lost")
             self.look_at_all()
         else:
             self.round.claim_unknown = True
             self.view.fresh = False
             self.look_at_all()
-
-    # --- promote and serve ------------------------------------------------------------------------------------------
-
-    def promote(self) -> None:
-        """Still fenced, only within the lease, and only the very process that voted."""
-        redis, evidence = self.redis, self.round.evidence
-        self.epoch = self.view.ledger.epoch
-        self.followed = None
-        self.arm("takeover", self.now + self.settings.takeover_s)
-        if evidence is None or not redis.up or evidence.run_id != redis.run_id:
-            self.fire("unfit")
-            return
-        request = self.request()
-        self.role_requests[request] = "promote"
-        self.order(Promote(redis.incarnation, request, evidence.run_id, self.lease.until, self.settings.role_limit_s))
-
-    def promote_done(self, info: RedisInfo | None) -> None:
-        if self.state != machine.TAKING_OVER or info is None:
-            return
-        if not info.is_primary:
-            self.fire("unfit")
-            return
-        self.redis.info = info
-        self.log("info", "promoted", epoch=self.epoch, offset_bytes=info.offset_bytes)
-        self.fire("promoted")
-        # Written down when `serve` is answered: two fsyncs on one disk would wait for each other.
-        promotions = (*self.record.promotions, (info.replid, self.epoch))[-PROMOTIONS_KEPT:]
-        self.record = replace(self.record, promotions=promotions, cluster_id=self.cluster_id)
-
-    def serve(self) -> None:
-        """Announce: the replid goes into the ledger, the phase to serving, in one transaction."""
-        info, view = self.redis.info, self.view
-        assert info is not None
-        self._served_ledger = with_served(view.ledger, self.epoch, info.replid)
-        self._served_leader = self._announcement(info.replid)
-        ops: tuple[Op, ...] = (
-            Put(self.paths.epoch, encode(self._served_ledger), view.ledger_version),
-            Put(self.paths.leader, encode(self._served_leader)),
-        )
-        self.taking_over_request = self.barrier()
-        self.order(Commit(self.session.number, self.taking_over_request, "serve", ops, not_after=self.lease.until))
-
-    def _announcement(self, replid: str) -> Leader:
-        config = self.view.config
-        bystanders = len(self.view.members.keys() - set(config.voters))
-        return Leader(
-            name=self.settings.name,
-            address=self.settings.redis,
-            epoch=self.epoch,
-            phase=LeaderPhase.SERVING,
-            guid=self.session.guid,
-            replid=replid,
-            # WAIT counts links, so each member that does not vote could stand for one that does.
-            wait=quorum(len(config.voters))[0] + bystanders,
-            voters=config.voters,
-            at=self.wall_now,
-        )
-
-    def serve_answered(self, event: CommitDone | CommitRefused | CommitUnknown) -> None:
-        self.taking_over_request = 0
-        self.save("promotion")
-        if isinstance(event, CommitDone):
-            view = self.view
-            view.ledger, view.ledger_version = self._served_ledger, event.versions[0]
-            view.leader = self._served_leader
-            if self.state == machine.TAKING_OVER:
-                self.redis.intact = True
-                self.served_incarnation = self.redis.incarnation
-                self.disarm("takeover")
-                self.log("info", "served", epoch=self.epoch)
-                self.fire("served")
-        elif isinstance(event, CommitRefused) and self.state == machine.TAKING_OVER:
-            self.view.fresh = False
-            self.fire("deposed")
-        else:
-            self.look()
-
-    def keep_wait_true(self) -> None:
-        """A member that does not vote may have come or gone: ``wait`` must count it before it attaches."""
-        leader = self.view.leader
-        if leader is None or self._wait_request or leader.phase != LeaderPhase.SERVING:
-            return
-        now_due = self._announcement(leader.replid)
-        if (now_due.wait, now_due.voters) == (leader.wait, leader.voters):
-            return
-        self._wait_request = self.barrier()
-        ops = (Check(self.paths.epoch, self.view.ledger_version), Put(self.paths.leader, encode(now_due)))
-        self.order(Commit(self.session.number, self._wait_request, "wait", ops, not_after=self.lease.until))
-
-    def wait_answered(self) -> None:
-        self._wait_request = 0
-        self.view.fresh = False
-        self.look()
-
-    def fit_to_resume(self) -> bool:
-        """``leader`` is ours: is it for this Redis, and as far as it was when it last served?"""
-        leader, info, redis = self.view.leader, self.redis.info, self.redis
-        if leader is None or info is None or not redis.up or redis.killed:
-            return False
-        same = redis.incarnation == self.served_incarnation and self.view.ledger.epoch == leader.epoch
-        serving = leader.phase == LeaderPhase.SERVING and info.is_primary and info.replid == leader.replid
-        return same and serving and self.fence_due == inf and not self.role_requests

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 
 from redis_agent import machine
-from redis_agent.core.base import Session, View
+from redis_agent.core.base import Goal, Session, View
 from redis_agent.core.reading import RETRY_S, Reading
 from redis_agent.messages import (
     Check,
@@ -123,8 +123,12 @@ class Sessions(Reading):
         """Stop in order, because of something that a person must mend."""
         self.log("error", "giving_up", reason=reason)
         self.exit_code, self.exit_reason = code, reason
-        self.stop_count += 1
-        self.fire("stop")
+        self.pursue(Goal.FAIL)
+
+    def pursue(self, goal: Goal) -> None:
+        """Change what we are there for; how to get there is considered behind each event. Failing is not undone."""
+        if self.goal is not Goal.FAIL:
+            self.goal = goal
 
     def close_session(self) -> None:
         """Take back our presence and close: nobody need wait for a timeout."""
@@ -171,8 +175,11 @@ class Sessions(Reading):
             ops.append(Delete(self.paths.presence(name), self.view.presence_versions[name]))
         leader = self.view.leader
         leftover = leader is not None and leader.name == name and leader.guid != session.guid
-        if leader is not None and leftover and self._is_leftover(leader.guid) and not self.old_redis_alive:
-            # Our Redis of then is dead, so nobody need wait for the session that it was promoted under.
+        if leader is not None and leftover and self._is_leftover(leader.guid):
+            if self.old_redis_alive and not (self.redis.attached and self.redis.up):
+                self.reason = "attaching to the Redis that was left running, before its leadership is given up"
+                return
+            # Our Redis of then is dead or fenced, so nobody need wait for the session that it was promoted under.
             ops += [Check(self.paths.epoch, self.view.ledger_version), Delete(self.paths.leader)]
         if standing is None or standing.guid != session.guid:
             ops.append(Create(self.paths.presence(name), encode(self.presence()), ephemeral=True))
@@ -281,6 +288,7 @@ class Sessions(Reading):
             intact=redis.intact,
             keys=info.keys if info else 0,
             restarts=self.restarts,
+            sick=redis.sick,
             reason=self.reason or (self.round.reason if self.state in machine.CANDIDATE else ""),
             at=self.wall_now,
         )
@@ -338,7 +346,9 @@ class Sessions(Reading):
         self.arm("join", self.now + RETRY_S)
 
     def _heartbeat_refused(self, event: CommitRefused) -> None:
-        if event.error is ZkError.BAD_VERSION:
+        if event.error is ZkError.BAD_VERSION and self.state in machine.OFFERED:
+            self.look()  # The successor whom we let it have took the epoch.
+        elif event.error is ZkError.BAD_VERSION:
             # If it insisted on another version than the present one, it was our own `serve` or claim that overtook it.
             if self.leading and self.session.heartbeat_version == self.view.ledger_version:
                 self.view.fresh = False

@@ -31,11 +31,15 @@ class CoreSettings:
     presence_s: float = 1.0
     fence_budget_s: float = 0.25
     fence_timeout_s: float = 0.1
+    guard_timeout_s: float = 1.0
     min_claim_lease_s: float = 0.5
     grace_s: float = 0.25
     stagger_s: float = 0.1
     takeover_s: float = 3.0
     handover_s: float = 5.0
+    designation_s: float = 1.0
+    unfollowed_s: float = 5.0
+    tail_limit_s: float = 60.0
     probe_s: float = 0.5
     hang_s: float = 2.0
     busy_s: float = 5.0
@@ -46,5 +50,7 @@ class CoreSettings:
     close_session_s: float = 1.0
     reread_s: float = 10.0
     save_state_s: float = 5.0
+    keep_diverged: int = 3
+    """How many saved tails of a diverged Redis to keep; 0: none are saved."""
     name_taken_s: float = 30.0
     """How long a foreign presence of our name may stand unchanged before we refuse to start."""
