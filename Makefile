@@ -36,11 +36,12 @@ unit: setup ## the quick tests only: no server is started
 sim: setup ## the simulator over more seeds: SEEDS=1..1000, or ARGS='--seed 7 --trace' for one of them
 	$(PY) -m tests.sim.run $(if $(findstring --seed,$(ARGS)),,--seeds $(or $(SEEDS),1..200)) $(ARGS)
 
-demo: setup ## three ZooKeepers, three agents, three kinds of failure, live
+demo: setup ## three ZooKeepers, three agents: killed, switched over, frozen, live
 	@$(VENV)/bin/redis-agent demo $(ARGS)
 
-bench: setup ## failover times and idle cost: FAILOVERS=100
-	$(PY) -m tests.bench --failovers $(or $(FAILOVERS),100) $(ARGS)
+bench: setup ## failover, handover and restart times, idle cost: FAILOVERS=300 HANDOVERS=300 RESTARTS=30
+	$(PY) -m tests.bench --failovers $(or $(FAILOVERS),300) --handovers $(or $(HANDOVERS),300) \
+		--restarts $(or $(RESTARTS),30) $(ARGS)
 
 docs: setup ## rewrite the generated parts of docs/ and systemd/
 	$(PY) scripts/generate_docs.py

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
 from kazoo.client import KazooClient  # type: ignore[import-untyped]
 
+from redis_agent.lab import janitor
 from redis_agent.lab.zookeeper import Ensemble
 
 HERE = Path(__file__).resolve().parent
@@ -22,6 +23,7 @@ PURE = (HERE / "unit", HERE / "sim")
 GONE_LIMIT_S = 5.0
 
 _scratch = pytest.StashKey[Path]()
+_janitor = pytest.StashKey[ExitStack]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,6 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # Short, because unix sockets are below it: a path of theirs has 107 bytes at most.
     scratch = Path(tempfile.mkdtemp(prefix="ra-"))
     config.stash[_scratch] = scratch
+    # Guards and their Redis outlive agents on purpose: killed, the run still leaves none behind.
+    config.stash[_janitor] = ExitStack()
+    config.stash[_janitor].enter_context(janitor.cleaning(scratch, keep=bool(os.environ.get("KEEP_TMP"))))
     tempfile.tempdir = os.environ["TMPDIR"] = str(scratch)
 
 
@@ -43,12 +48,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     scratch = config.stash.get(_scratch, None)
     if scratch is None:
         return
+    config.stash[_janitor].close()
     for process in _ours(scratch):
         process.kill()
     if os.environ.get("KEEP_TMP"):
         sys.stderr.write(f"kept: {scratch}\n")
-    else:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -177,6 +177,15 @@ class Redis(Section, frozen=True, kw_only=True):
             "in full. A larger value in redis.conf is kept.",
         ),
     ] = 64 << 20
+    keep_diverged: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000,
+            description="What a former leader has and its successor lacks is saved as diverged/<position>.rdb in the "
+            "data directory before it is discarded; this many of these files are kept. 0: none are saved.",
+        ),
+    ] = 3
     username: Annotated[
         str, Meta(description="ACL user of the agent, here and on the other members. Empty: the default user.")
     ] = ""
@@ -219,6 +228,9 @@ class Timing(Section, frozen=True, kw_only=True):
     fence_timeout_s: Annotated[
         Seconds, Meta(description="Redis must confirm the soft fence within this time, or it is killed.")
     ] = 0.1
+    guard_timeout_s: Annotated[
+        Seconds, Meta(description="A leader whose guard does not acknowledge within this time gives way.")
+    ] = 1.0
     min_claim_lease_s: Annotated[
         Seconds, Meta(description="Nobody claims the lead with less lease left than this.")
     ] = 0.5
@@ -232,6 +244,16 @@ class Timing(Section, frozen=True, kw_only=True):
     handover_s: Annotated[
         Seconds, Meta(description="A leaving leader pauses writes at most this long for its successor to catch up.")
     ] = 5.0
+    designation_s: Annotated[
+        Seconds, Meta(description="A successor that does not take over within this time loses the offer.")
+    ] = 1.0
+    unfollowed_s: Annotated[
+        Seconds,
+        Meta(description="A leader that nobody has followed for this long resigns, if a majority of others is alive."),
+    ] = 5.0
+    tail_limit_s: Annotated[
+        Seconds, Meta(description="Limit for saving what a former leader has and its successor lacks.")
+    ] = 60.0
     probe_s: Annotated[Seconds, Meta(description="Interval at which Redis is asked how it is.")] = 0.5
     hang_s: Annotated[Seconds, Meta(description="A Redis that does not answer for this long is hung.")] = 2.0
     busy_s: Annotated[
@@ -304,6 +326,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             max_lag_bytes=self.cluster.max_lag_bytes,
             session_timeout_s=self.zookeeper.session_timeout_s,
             tick_s=self.zookeeper.tick_s,
+            keep_diverged=self.redis.keep_diverged,
             **structs.asdict(self.timing),
         )
 

@@ -10,6 +10,9 @@ from redis_agent.config import NAME_PATTERN, Settings
 # A unix socket's path has 107 bytes at most, and this is the name of ours.
 MAX_RUN_DIR_BYTES = 107 - len("/redis.sock")
 
+LEAST_BUDGET_S = 0.2
+"""Half of it is for the guard: a soft fence of 50 ms, and then SIGKILL."""
+
 Problem = tuple[str, str, str]
 """Key, what is wrong, what to do."""
 
@@ -81,6 +84,7 @@ def _check_order(settings: Settings) -> Iterator[Problem]:
     timing, session = settings.timing, settings.zookeeper.session_timeout_s
     pairs = (
         ("fence_timeout_s", "fence_budget_s", "Redis must be killed before the budget is spent"),
+        ("designation_s", "handover_s", "the clients' pause must outlast both"),
         ("probe_s", "hang_s", "one missed probe must not count as a hang"),
         ("probe_s", "busy_s", "one BUSY answer must not kill a script"),
         ("role_limit_s", "takeover_s", "a claimant must be able to promote in time"),
@@ -93,6 +97,24 @@ def _check_order(settings: Settings) -> Iterator[Problem]:
                 f"{getattr(timing, small):g} s is not below {large} = {getattr(timing, large):g} s: {why}",
                 f"lower {small} or raise {large}",
             )
+    if timing.fence_budget_s / 2 < timing.fence_timeout_s < timing.fence_budget_s:
+        yield (
+            "[timing] fence_timeout_s",
+            (
+                f"{timing.fence_timeout_s:g} s is more than half of fence_budget_s = {timing.fence_budget_s:g} s: "
+                "the other half is the guard's, should the agent hang"
+            ),
+            f"set it to {timing.fence_budget_s / 2:g} or less",
+        )
+    if timing.fence_budget_s < LEAST_BUDGET_S:
+        yield (
+            "[timing] fence_budget_s",
+            (
+                f"{timing.fence_budget_s:g} s is too short: the guard, which acts after half of it, needs "
+                f"{LEAST_BUDGET_S / 2:g} s"
+            ),
+            f"set it to {LEAST_BUDGET_S:g} or more",
+        )
     stands = session + settings.zookeeper.tick_s
     if timing.name_taken_s <= stands:
         arithmetic = f"session_timeout_s + tick_s = {session:g} + {settings.zookeeper.tick_s:g} s"

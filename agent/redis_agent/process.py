@@ -1,96 +1,96 @@
-"""The redis-server process: launch, last words, death, and what stands in the way of a launch.
+"""The redis-server process as its agent sees it: a child of its guard, from the launch or the attaching to the end.
 
-The process is a child in a session of its own. It dies with the thread that launched it (PR_SET_PDEATHSIG), so it must
-be launched on the agent's main thread. A thread of its own waits for it and tells of its death within half a
-millisecond. Signals are sent under a lock that the reaping takes, too: never to a process id that may be another's.
+A thread of its own hears what the guard tells and watches the process itself, so that a death is told within a
+millisecond whatever the guard does. Signals go by a descriptor of the process: never to an id that may be another's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import hashlib
 import os
 import re
 import select
-import shutil
 import signal
-import socket
-import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import psutil
-
+from redis_agent.guard_link import LAUNCH_LIMIT_S, Greeting, GuardGone, GuardLink
+from redis_agent.process_host import exit_status, start_time_s
 from redis_agent.redis_conf import LaunchPlan, LaunchRefused
 
 LAST_WORDS_LINES = 30
 LAST_WORDS_UP_LINES = 5
 LINE_MAX_CHARS = 500
 LOG_TAIL_BYTES = 16_384
-PIPE_BYTES = 1 << 20
-"""Redis blocks when its log isn't read: this lets a stopped agent be continued before that happens."""
 
-DRAIN_UP_S = 0.02
-DRAIN_START_S = 1.0
-"""How long a death may wait for the rest of the output: it matters where Redis never came up."""
-
-_NOT_FOR_REDIS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
-"""Between init and the agent only: ``supervised auto`` would make Redis answer init in the agent's place."""
+REPORT_UP_S = 0.02
+REPORT_S = 1.0
+"""How long a death may wait for what the guard says of it; nobody waits for the death of a Redis that never came up, or
+that was told to stop."""
+GUARD_END_S = 0.1
+GUARD_END_PAUSE_S = 0.02
+STATUS_UNKNOWN = 255
 
 _SECRET_LINE = re.compile(r"(>>> ['\"]?\s*(?:requirepass|masterauth|user|tls-\S*pass)\b).*", re.IGNORECASE)
 
-_SERVERS = ("redis-server", "valkey-server", "keydb-server")
-
 
 class RedisProcess:
-    """One redis-server, from its launch to its reaping.
+    """One redis-server and its guard. The callbacks run on a thread of this object.
 
     Args:
-        plan: what to launch; the generated file is written already.
-        binary: resolved path of redis-server.
-        on_output: told each line that Redis prints, without secrets, on a thread of this object.
-        on_death: told this object and the status (negative: a signal) once it is dead and reaped, on a thread of it.
-
-    Raises:
-        OSError: it could not be launched.
+        plan: what was launched, or would be.
+        link: to its guard.
+        greeting: of a guard that is there already; None if it was just launched.
+        on_output: told each line that Redis prints, without secrets; must not block.
+        on_known: told this object once ``pid`` and ``create_time`` are known.
+        on_guard: told the number of a request that the guard has acknowledged, or why it never will.
+        on_death: told this object and the status (negative: a signal) once Redis is dead.
     """
 
     def __init__(
         self,
         plan: LaunchPlan,
-        binary: str,
+        link: GuardLink,
+        greeting: Greeting | None,
         *,
         on_output: Callable[[str], None],
+        on_known: Callable[[RedisProcess], None],
+        on_guard: Callable[[int, str], None],
         on_death: Callable[[RedisProcess, int], None],
     ) -> None:
         self._plan = plan
+        self._link = link
+        self._greeting = greeting
         self._on_output = on_output
+        self._on_known = on_known
+        self._on_guard = on_guard
         self._on_death = on_death
+        self.attached = greeting is not None
+        self.pid = 0
+        self.create_time = 0.0
+        self.dead = threading.Event()
+        self._secrets = {*plan.secrets, greeting.password if greeting else ""} - {""}
         self._lines: deque[str] = deque(maxlen=LAST_WORDS_LINES)
         self._verdict = ""
-        self._signals = threading.Lock()
-        self._reaped = False
+        self._status: int | None = None
+        self._log_start_bytes = _size_bytes(plan.log_path)
+        # Guards what follows, and that no signal is sent once the descriptor is closed.
+        self._lock = threading.Lock()
+        self._pidfd = -1
+        self._early: signal.Signals | None = None
+        self._over = False
+        self._left = False
+        self._killed = False
         self._ordered = False
         self._answered = False
-        self.dead = threading.Event()
-        self._log_start_bytes = _size_bytes(plan.log_path)
-        self._child = subprocess.Popen(
-            [*_die_with_parent(), binary, str(plan.conf_path)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            # Redis tries a relative ``logfile`` where it was started, before it goes to its data directory.
-            cwd=plan.data_dir,
-            env={name: value for name, value in os.environ.items() if name not in _NOT_FOR_REDIS},
-        )
-        self.pid = self._child.pid
-        self.create_time = start_time_s(self.pid) or 0.0
-        self._reader = threading.Thread(target=self._read_output, name=f"redis-output-{self.pid}", daemon=True)
-        self._reader.start()
-        threading.Thread(target=self._wait, name=f"redis-reaper-{self.pid}", daemon=True).start()
+        self._requests: set[int] = set()
+        self._thread = threading.Thread(target=self._watch, name=f"redis-guard-{link.pid}", daemon=True)
+        self._thread.start()
 
     @property
     def ordered(self) -> bool:
@@ -101,34 +101,233 @@ class RedisProcess:
         """It came up: its death must not wait for the rest of its output."""
         self._answered = True
 
+    # --- its end ----------------------------------------------------------------------------------------------------
+
     def terminate(self, limit_s: float) -> None:
         """SIGTERM: Redis saves what its configuration says and exits. SIGKILL after ``limit_s``. Does not block."""
         self._ordered = True
-        self._signal(signal.SIGTERM, group=False)
+        self._signal(signal.SIGTERM)
         name = f"redis-stop-{self.pid}"
         threading.Thread(target=self._kill_late, args=(limit_s,), name=name, daemon=True).start()
 
     def _kill_late(self, limit_s: float) -> None:
         if not self.dead.wait(limit_s):
-            self._signal(signal.SIGKILL, group=True)
+            self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to the whole process group, at once: a child that saves holds the clients' sockets open."""
-        self._signal(signal.SIGKILL, group=True)
+        """SIGKILL to the whole process group, at once, whatever the guard does: a child that saves holds the clients'
+        sockets open.
+        """
+        self._signal(signal.SIGKILL)
 
     def refuse(self, verdict: str) -> None:
         """Kill a Redis that the agent can't work with; ``verdict`` takes the place of its last words."""
         self._verdict = verdict
-        self._signal(signal.SIGKILL, group=True)
+        self.kill()
 
-    def _signal(self, number: signal.Signals, *, group: bool) -> None:
-        with self._signals:
-            if self._reaped:
+    def _signal(self, number: signal.Signals) -> None:
+        with self._lock:
+            if self._over or self._left:
                 return
-            if group:
-                os.killpg(self.pid, number)
-            else:
-                os.kill(self.pid, number)
+            if self._pidfd < 0:
+                # Not known yet. A guard that dies takes Redis along.
+                self._early = number
+                if number == signal.SIGKILL:
+                    self._killed = True
+                    self._link.kill()
+                return
+            try:
+                signal.pidfd_send_signal(self._pidfd, number)
+            except ProcessLookupError:
+                return
+            if number == signal.SIGKILL:
+                self._killed = True
+                # Redis was there a moment ago, so its group's id is its own.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.pid, signal.SIGKILL)
+
+    def leave(self) -> None:
+        """Let go: Redis and guard run on, and nothing more is heard of them here."""
+        with self._lock:
+            self._left = True
+            waiting, self._requests = self._requests, set()
+        self._link.hang_up()
+        for request in waiting:
+            self._on_guard(request, "let go of")
+
+    def join(self, limit_s: float) -> None:
+        """Wait until nothing is left to be done here: after the end of Redis its guard has ended, too."""
+        self._thread.join(limit_s)
+
+    # --- the guard --------------------------------------------------------------------------------------------------
+
+    def introduce(self, plan: LaunchPlan) -> None:
+        """Tell the guard how to reach Redis, and what our next life should know."""
+        self._link.send(
+            {
+                "do": "keep",
+                "note": self._greeting.note if self._greeting else digest(self._plan),
+                "socket": plan.socket_path,
+                "user": plan.username,
+                "password": plan.password,
+            }
+        )
+
+    def arm(self, request: int, until: float) -> None:
+        """Answered by ``on_guard``, as ``disarm`` is."""
+        self._ask({"do": "arm", "id": request, "until": until}, request)
+
+    def disarm(self, request: int) -> None:
+        self._ask({"do": "disarm", "id": request}, request)
+
+    def _ask(self, message: dict[str, object], request: int) -> None:
+        with self._lock:
+            problem = "redis-server is dead" if self._over else "let go of" if self._left else ""
+            if not problem:
+                self._requests.add(request)
+        if not problem and not self._link.send(message) and self._settled(request):
+            problem = f"guard {self._link.pid} is gone, or reads nothing"
+        if problem:
+            self._on_guard(request, problem)
+
+    def _settled(self, request: int) -> bool:
+        """True for whoever answers it: each request is answered once."""
+        with self._lock:
+            if request not in self._requests:
+                return False
+            self._requests.remove(request)
+            return True
+
+    # --- what is heard ----------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        try:
+            self._know(self._greeting or self._link.greeting(LAUNCH_LIMIT_S))
+            self._listen()
+        except (GuardGone, LaunchRefused) as gone:
+            self._lost_guard(str(gone))
+        if self._left:
+            self._forget()
+            self._link.close()
+            return
+        status = self._settle_status()
+        self._forget()
+        for request in sorted(self._requests):
+            if self._settled(request):
+                self._on_guard(request, "redis-server is dead")
+        self.dead.set()
+        self._on_death(self, status)
+        # The end of the guard, whose priority is higher, must not hold up what follows from the death.
+        time.sleep(GUARD_END_PAUSE_S)
+        # It has to know that Redis is dead before it hears that we are gone.
+        self._read_report(GUARD_END_S)
+        self._link.end(GUARD_END_S)
+
+    def _know(self, greeting: Greeting) -> None:
+        with self._lock:
+            self.pid, self.create_time = greeting.redis_pid, greeting.create_time
+            # The guard does not reap it, so while the guard is there the id is Redis's.
+            with contextlib.suppress(ProcessLookupError):
+                self._pidfd = os.pidfd_open(self.pid)
+            early = self._early
+        if self._pidfd < 0:
+            raise GuardGone(f"redis-server {self.pid} and guard {self._link.pid} are gone")
+        if early is not None:
+            self._signal(early)
+        self._on_known(self)
+
+    def _listen(self) -> None:
+        """Until Redis is dead or we have left. Raises GuardGone."""
+        poller = select.poll()
+        poller.register(self._link.fileno(), select.POLLIN)
+        poller.register(self._pidfd, select.POLLIN)
+        while self._status is None and not self._left:
+            ready = {descriptor for descriptor, _ in poller.poll()}
+            if self._pidfd in ready:
+                return
+            for message in self._link.receive():
+                self._take(message)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        kind = message["is"]
+        if kind == "out":
+            if message["lost"]:
+                self._on_output(f"guard: {message['lost']} lines were lost")
+            for line in self._cleaned(message["lines"]):
+                self._lines.append(line)
+                self._on_output(line)
+        elif kind == "done":
+            if self._settled(message["id"]):
+                self._on_guard(message["id"], "")
+        elif kind == "dead":
+            self._status = message["status"]
+            self._lines = deque(self._cleaned(message["lines"]), maxlen=LAST_WORDS_LINES)
+        elif kind == "broken":
+            self._on_output(f"guard: broken: {message['why']}")
+
+    def _lost_guard(self, problem: str) -> None:
+        """Redis dies with its guard; if it does not, we kill it."""
+        if self._left:
+            return
+        self._note(problem)
+        self._link.kill()
+        if self._pidfd >= 0:
+            if start_time_s(self.pid) == self.create_time:
+                self._signal(signal.SIGKILL)
+            self._killed = True
+            poller = select.poll()
+            poller.register(self._pidfd, select.POLLIN)
+            poller.poll()
+
+    def _settle_status(self) -> int:
+        """How it ended, by its own account or the guard's; waits for what it said last, where that matters."""
+        status = exit_status(self.pid, self.create_time) if self.pid else None
+        if status is not None:
+            # The guard does the same: a child that was saving would keep the clients' sockets open, and write its dump
+            # over a newer one. Redis is not reaped, so its group's id is its own.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+        # Killed like this it has said nothing about it.
+        if not (self._answered and status == -signal.SIGKILL):
+            self._read_report(REPORT_UP_S if self._answered and not self._ordered else REPORT_S)
+        if self._status is not None:
+            return self._status
+        self._kill_orphans()
+        return status if status is not None else -signal.SIGKILL if self._killed else STATUS_UNKNOWN
+
+    def _read_report(self, limit_s: float) -> None:
+        """The guard's death notice, if it comes in time."""
+        deadline = time.monotonic() + limit_s
+        poller = select.poll()
+        poller.register(self._link.fileno(), select.POLLIN)
+        try:
+            while self._status is None and (left_s := deadline - time.monotonic()) > 0:
+                if poller.poll(left_s * 1000):
+                    for message in self._link.receive():
+                        self._take(message)
+        except GuardGone as gone:
+            if self._status is None:
+                self._note(str(gone))
+
+    def _note(self, problem: str) -> None:
+        if problem not in self._lines:
+            self._lines.append(problem)
+            self._on_output(problem)
+
+    def _kill_orphans(self) -> None:
+        """Maybe no guard has killed the group: a child that was saving may still be there."""
+        if self.pid and start_time_s(self.pid) is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def _forget(self) -> None:
+        with self._lock:
+            self._over = True
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+                self._pidfd = -1
+
+    # --- last words -------------------------------------------------------------------------------------------------
 
     def last_words(self) -> str:
         """What Redis said last: the error of its configuration in one line, or else its last lines."""
@@ -156,58 +355,17 @@ class RedisProcess:
 
     def _clean(self, line: str) -> str:
         line = _SECRET_LINE.sub(r"\1 ***", line.rstrip())
-        for secret in self._plan.secrets:
+        for secret in self._secrets:
             line = line.replace(secret, "***")
         return line[:LINE_MAX_CHARS]
 
-    def _read_output(self) -> None:
-        stream = self._child.stdout
-        assert stream is not None
-        _widen(stream.fileno())
-        for raw in stream:
-            line = self._clean(raw.decode("utf-8", "replace"))
-            if line:
-                self._lines.append(line)
-                self._on_output(line)
-        stream.close()
-
-    def _wait(self) -> None:
-        # WNOWAIT leaves the dead process in place, so that its id and its group's are still its own for the kill.
-        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        with self._signals:
-            # A child that was saving would keep the clients' sockets open, and write its dump over a newer one.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-            self._reaped = True
-            status = self._child.wait()
-        self.dead.set()
-        # Killed like this it has said nothing about it.
-        if not (self._answered and status == -signal.SIGKILL):
-            self._reader.join(DRAIN_UP_S if self._answered else DRAIN_START_S)
-        self._on_death(self, status)
+    def _cleaned(self, lines: list[str]) -> list[str]:
+        return [clean for line in lines if (clean := self._clean(line))]
 
 
-def _die_with_parent() -> list[str]:
-    """Command that ties Redis's life to the agent's; empty where it does not exist."""
-    setpriv = shutil.which("setpriv")
-    # Busybox has a setpriv that lacks the option.
-    if setpriv is None or Path(setpriv).resolve().name == "busybox":
-        return []
-    return [setpriv, "--pdeathsig", "KILL", "--"]
-
-
-def dies_with_agent() -> bool:
-    """Redis is killed by the kernel when the agent dies. If not, say so in the log: the lease can't be kept then."""
-    return bool(_die_with_parent())
-
-
-def _widen(descriptor: int) -> None:
-    import fcntl  # noqa: PLC0415 - Linux only, as the option is
-
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    except OSError:
-        return  # Above the user's limit: the default of 64 KiB stays.
+def digest(plan: LaunchPlan) -> str:
+    """Tells two generated configurations apart, without saying what is in them."""
+    return hashlib.sha256(plan.text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _size_bytes(path: Path | None) -> int:
@@ -228,145 +386,3 @@ def _config_error(lines: list[str], plan: LaunchPlan) -> str:
         where = f"{plan.conf_path} (generated)" if ours or plan.operator_path is None else str(plan.operator_path)
         return f"{where}: {line.strip(' *')}: {' '.join(complaint)}"
     return ""
-
-
-# --- processes by id -----------------------------------------------------------------------------------------------
-
-
-def start_time_s(pid: int) -> float | None:
-    """When a process was started, in seconds after boot: with its id it names one process. None if it is gone.
-
-    Not psutil's ``create_time``, which is wall clock and moves when the clock is set.
-    """
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    # The name in parentheses may contain anything; behind it the state is field 3, the start field 22.
-    fields = text.rpartition(")")[2].split()
-    if fields[0] in ("Z", "X"):
-        return None
-    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
-
-
-def is_alive(pid: int, create_time: float) -> bool:
-    """The very process that was recorded still runs (a zombie does not)."""
-    return pid > 0 and start_time_s(pid) == create_time
-
-
-def end_process(pid: int, create_time: float, limit_s: float) -> bool:
-    """Kill the recorded process with its group and wait until it is gone; True if it is.
-
-    For the redis-server of an agent that was killed: the kernel kills it too, but a large one takes a while to die,
-    and holds its port as long.
-    """
-    try:
-        descriptor = os.pidfd_open(pid) if pid > 0 else -1
-    except OSError:
-        return True
-    if descriptor < 0:
-        return True
-    try:
-        # With the descriptor open the id can't be taken by another process behind our back.
-        if not is_alive(pid, create_time):
-            return True
-        if os.getpgid(pid) == pid:
-            os.killpg(pid, signal.SIGKILL)
-        else:
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        # Readable once the process is dead.
-        select.select([descriptor], [], [], limit_s)
-    except ProcessLookupError:
-        return True
-    finally:
-        os.close(descriptor)
-    return not is_alive(pid, create_time)
-
-
-# --- before the launch ---------------------------------------------------------------------------------------------
-
-
-def find_binary(binary: str) -> str:
-    """Resolve the server's binary. Raises LaunchRefused."""
-    found = shutil.which(binary)
-    if found is None:
-        raise LaunchRefused(
-            f"{binary}: no such program; install redis-server (Debian: apt install redis-server) or set its path"
-        )
-    return str(Path(found).absolute())
-
-
-def check_launch(plan: LaunchPlan, binary: str) -> None:
-    """Look at what would stand in the way of a launch.
-
-    Raises:
-        LaunchRefused: one line that names the matter, who holds it, and a remedy.
-    """
-    find_binary(binary)
-    _check_data_dir(plan.data_dir)
-    if plan.port:
-        _check_port(plan)
-
-
-def _check_data_dir(data_dir: Path) -> None:
-    if not data_dir.is_dir():
-        raise LaunchRefused(f"data directory {data_dir}: does not exist; create it for the user that runs the agent")
-    if not os.access(data_dir, os.R_OK | os.W_OK | os.X_OK):
-        user = psutil.Process().username()
-        raise LaunchRefused(f"data directory {data_dir}: not writable for {user}; give it to that user")
-    for process in psutil.process_iter(["name"]):
-        if not str(process.info["name"]).startswith(_SERVERS):
-            continue
-        try:
-            same = data_dir.samefile(process.cwd())
-        except (psutil.Error, OSError):
-            continue
-        if same:
-            raise LaunchRefused(f"data directory {data_dir}: in use by {_describe(process)}{_debian_hint(process)}")
-
-
-def _check_port(plan: LaunchPlan) -> None:
-    for bind in plan.binds or ("0.0.0.0",):  # noqa: S104 - what Redis does without 'bind'
-        host = {"*": "0.0.0.0", "-::*": "::", "::*": "::"}.get(bind, bind.lstrip("-"))  # noqa: S104
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                probe.bind((host, plan.port))
-        except OSError as error:
-            # Whatever else is wrong with the address, Redis says in its own words (and skips those marked with '-').
-            if error.errno == errno.EADDRINUSE:
-                raise LaunchRefused(f"port {plan.port} ({host}): in use by {_port_holder(plan.port)}") from error
-
-
-def _port_holder(port: int) -> str:
-    try:
-        for connection in psutil.net_connections(kind="tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,) and connection.pid:
-                process = psutil.Process(connection.pid)
-                return _describe(process) + _debian_hint(process)
-    except psutil.Error:
-        pass
-    return "a process of another user; 'ss -ltnp' as root names it"
-
-
-def _describe(process: psutil.Process) -> str:
-    try:
-        command = " ".join(process.cmdline()) or process.name()
-    except psutil.Error:
-        command = "?"
-    return f"process {process.pid} ({command.strip()[:120]})"
-
-
-def _debian_hint(process: psutil.Process) -> str:
-    try:
-        is_server, parent = process.name().startswith(_SERVERS), process.ppid()
-    except psutil.Error:
-        return ""
-    if not is_server:
-        return "; end it or choose another"
-    if parent == 1:
-        return "; if it is the packaged service: systemctl disable --now redis-server"
-    return "; end it or choose another"

@@ -1,23 +1,32 @@
-"""Everything that the core orders about Redis: the local process, the connections to it, the other members' ones."""
+"""Everything that the core orders about Redis: the local process with its guard, the connections, the other members."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from redis_agent.guard_link import GREETING_LIMIT_S, SOCKET_NAME, Greeting, GuardGone, GuardLink, check_path
 from redis_agent.messages import (
+    ArmGuard,
     CatchUp,
+    DisarmGuard,
     Event,
+    GuardDone,
+    GuardFailed,
     KillRedis,
+    LeaveRedis,
     ProbeRemote,
     RedisCommand,
     RedisDied,
+    RedisLeft,
     RedisUp,
     StartRedis,
     StopRedis,
 )
-from redis_agent.process import RedisProcess, check_launch, dies_with_agent, find_binary
+from redis_agent.process import RedisProcess, digest
+from redis_agent.process_host import check_launch, exit_status, find_binary, is_alive
 from redis_agent.redis_conf import (
     LaunchPlan,
     LaunchRefused,
@@ -29,10 +38,13 @@ from redis_agent.redis_conf import (
 from redis_agent.redis_link import RedisLink
 from redis_agent.redis_remote import RemoteRedis
 from redis_agent.redis_role import gone
-from redis_agent.redis_start import ProcessGone, StartRefused, open_connections
+from redis_agent.redis_start import Denied, Opened, ProcessGone, StartRefused, open_connections
 
 NOT_LAUNCHED = 127
 """Status of a Redis that could not even be executed, as a shell has it."""
+
+JOIN_LIMIT_S = 2.0
+LINES_LIMIT_S = 0.1
 
 
 @dataclass(slots=True)
@@ -43,13 +55,13 @@ class _Current:
     process: RedisProcess | None = None
     link: RedisLink | None = None
     dead: bool = False
+    """It is, or we have let go of it."""
 
 
 class RedisAdapter:
     """Executes Redis commands; answers go to ``post``.
 
-    ``execute`` belongs to one thread, which must live as long as Redis shall: the kernel kills Redis when the thread
-    that launched it ends.
+    ``execute`` belongs to one thread. Redis is the child of a guard of its own (guard.py), which outlives the agent.
 
     Args:
         settings: how to launch Redis, and how to talk to it.
@@ -74,6 +86,51 @@ class RedisAdapter:
         # Orders the two threads of a process, the one that brings it up and the one that waits for its death.
         self._lock = threading.Lock()
         self._remote: RemoteRedis | None = None
+        self._looked = False
+        self._old: tuple[GuardLink, Greeting] | None = None
+
+    def find_old(self) -> tuple[int, float] | None:
+        """Look for the guard that our last life left: process id and start of the live Redis that it holds, or None.
+
+        The first StartRedis attaches to it. Blocks for a moment, once.
+
+        Raises:
+            LaunchRefused: another agent has it.
+        """
+        if not self._looked:
+            self._old = self._look(self._guard_path())
+            self._looked = True
+        return None if self._old is None else (self._old[1].redis_pid, self._old[1].create_time)
+
+    def _look(self, path: Path) -> tuple[GuardLink, Greeting] | None:
+        link = GuardLink.find(path)
+        if link is None:
+            return None
+        try:
+            greeting = link.greeting(GREETING_LIMIT_S)
+        except LaunchRefused:
+            link.close()
+            raise
+        except GuardGone as gone:
+            # One that can't be talked to can't be left to itself either: it may be armed.
+            self._on_output(f"{gone}: killed, and redis-server with it")
+            link.kill()
+            link.end(JOIN_LIMIT_S)
+            return None
+        status = greeting.status
+        if status is None:
+            if is_alive(greeting.redis_pid, greeting.create_time):
+                return link, greeting
+            # Its guard has not noticed it yet.
+            status = exit_status(greeting.redis_pid, greeting.create_time)
+        for line in link.waiting_lines(LINES_LIMIT_S):
+            self._on_output(line)
+        self._on_output(f"redis-server has died while it had no agent (status {status})")
+        link.end(JOIN_LIMIT_S)
+        return None
+
+    def _guard_path(self) -> Path:
+        return self._settings.run_dir.absolute() / SOCKET_NAME
 
     def check(self) -> LaunchPlan:
         """Before anything else: can Redis be launched here?
@@ -82,7 +139,9 @@ class RedisAdapter:
             LaunchRefused: one line that names the matter, who holds it, and a remedy.
         """
         plan = self._plan()
-        check_launch(plan, self._settings.binary)
+        check_path(self._guard_path())
+        if self.find_old() is None:
+            check_launch(plan, self._settings.binary)
         return plan
 
     def execute(self, command: RedisCommand | ProbeRemote | CatchUp) -> None:
@@ -96,6 +155,14 @@ class RedisAdapter:
             case KillRedis():
                 if process := self._process(command.incarnation):
                     process.kill()
+            case ArmGuard():
+                if process := self._guarded(command):
+                    process.arm(command.request, command.until)
+            case DisarmGuard():
+                if process := self._guarded(command):
+                    process.disarm(command.request)
+            case LeaveRedis():
+                self._leave(command.incarnation)
             case ProbeRemote():
                 self._remotes().probe(command)
             case CatchUp():
@@ -108,9 +175,14 @@ class RedisAdapter:
                     link.execute(command)
 
     def close(self) -> None:
-        """Leave no Redis behind."""
-        if self._current.process is not None:
-            self._current.process.kill()
+        """Let go of everything. An armed guard takes it as our death; where Redis is dead, nothing is left behind."""
+        current, old = self._current, self._old
+        if current.process is not None:
+            if not current.dead:
+                self._let_go(current)
+            current.process.join(JOIN_LIMIT_S)
+        if old is not None:
+            old[0].close()
         if self._remote is not None:
             self._remote.close()
 
@@ -120,37 +192,68 @@ class RedisAdapter:
         """The process to signal; a dead one has been reported already."""
         return self._current.process if self._current.incarnation == incarnation else None
 
+    def _guarded(self, command: ArmGuard | DisarmGuard) -> RedisProcess | None:
+        process = self._process(command.incarnation)
+        if process is None:
+            self._post(GuardFailed(command.incarnation, command.request, "there is no redis-server"))
+        return process
+
     def _start(self, incarnation: int) -> None:
         if not self._current.dead:
             raise RuntimeError(f"redis-server {self._current.incarnation} still runs")
         current = self._current = _Current(incarnation)
         try:
+            self.find_old()
             plan = self._plan()
-            write_generated(plan)
-            process = RedisProcess(
-                plan,
-                find_binary(self._settings.binary),
-                on_output=self._on_output,
-                on_death=lambda process, status: self._died(current, process, status),
-            )
+            link, greeting = self._attach() or (self._launch(plan), None)
         except (LaunchRefused, OSError) as error:
             current.dead = True
             self._post(RedisDied(incarnation, NOT_LAUNCHED, str(error), was_up=False))
             return
-        current.process = process
-        if not dies_with_agent():
-            self._on_output("no setpriv --pdeathsig here: if the agent is killed, redis-server lives on")
-        name = f"redis-start-{incarnation}"
-        threading.Thread(target=self._bring_up, args=(current, process, plan), name=name, daemon=True).start()
+        if greeting is not None and digest(plan) != greeting.note:
+            self._on_output("redis.conf or our settings have changed: that takes effect at the next start of Redis")
+        # The threads of the process find it in ``current``.
+        with self._lock:
+            current.process = RedisProcess(
+                plan,
+                link,
+                greeting,
+                on_output=self._on_output,
+                on_known=lambda process: self._known(current, process, plan, greeting),
+                on_guard=lambda request, problem: self._guard_answers(incarnation, request, problem),
+                on_death=lambda process, status: self._died(current, process, status),
+            )
 
-    def _bring_up(self, current: _Current, process: RedisProcess, plan: LaunchPlan) -> None:
+    def _attach(self) -> tuple[GuardLink, Greeting] | None:
+        """The guard of our last life, once, if its Redis still lives."""
+        old, self._old = self._old, None
+        if old is not None and not is_alive(old[1].redis_pid, old[1].create_time):
+            old[0].end(JOIN_LIMIT_S)
+            return None
+        return old
+
+    def _launch(self, plan: LaunchPlan) -> GuardLink:
+        binary = find_binary(self._settings.binary)
+        write_generated(plan)
+        return GuardLink.launch(self._guard_path(), binary, plan.conf_path, plan.data_dir)
+
+    def _guard_answers(self, incarnation: int, request: int, problem: str) -> None:
+        done = GuardFailed(incarnation, request, problem) if problem else GuardDone(incarnation, request)
+        self._post(done)
+
+    def _known(self, current: _Current, process: RedisProcess, plan: LaunchPlan, greeting: Greeting | None) -> None:
+        name = f"redis-start-{current.incarnation}"
+        threading.Thread(target=self._bring_up, args=(current, process, plan, greeting), name=name, daemon=True).start()
+
+    def _bring_up(self, current: _Current, process: RedisProcess, plan: LaunchPlan, greeting: Greeting | None) -> None:
         try:
-            opened = open_connections(plan, process.pid, process.dead)
+            plan, opened = _opened(process, plan, greeting)
         except ProcessGone:
             return
         except StartRefused as error:
             process.refuse(str(error))
             return
+        process.introduce(plan)
         link = RedisLink(
             plan,
             incarnation=current.incarnation,
@@ -167,16 +270,36 @@ class RedisAdapter:
                 return
             process.answered()
             current.link = link
-            self._post(RedisUp(current.incarnation, process.pid, process.create_time, opened.info))
+            attached = process.attached
+            self._post(RedisUp(current.incarnation, process.pid, process.create_time, opened.info, attached=attached))
 
     def _died(self, current: _Current, process: RedisProcess, status: int) -> None:
         with self._lock:
+            if current.dead:
+                return
             current.dead = True
             if current.link is not None:
                 current.link.close()
-            was_up = current.link is not None
+            # One that we attached to had come up in our last life.
+            was_up = current.link is not None or process.attached
             words = process.last_words()
             self._post(RedisDied(current.incarnation, status, words, was_up=was_up, ordered=process.ordered))
+
+    def _leave(self, incarnation: int) -> None:
+        if self._current.incarnation == incarnation:
+            self._let_go(self._current)
+        self._post(RedisLeft(incarnation))
+
+    def _let_go(self, current: _Current) -> None:
+        with self._lock:
+            if current.dead:
+                return
+            current.dead = True
+            link, current.link = current.link, None
+        if link is not None:
+            link.close()
+        if current.process is not None:
+            current.process.leave()
 
     def _plan(self) -> LaunchPlan:
         return plan_launch(self._settings, read_operator_conf(self._settings.conf))
@@ -188,3 +311,16 @@ class RedisAdapter:
             plan = self._plan()
             self._remote = RemoteRedis(plan.username, plan.password, self._post, self._clock)
         return self._remote
+
+
+def _opened(process: RedisProcess, plan: LaunchPlan, greeting: Greeting | None) -> tuple[LaunchPlan, Opened]:
+    """Open the connections; also tells the plan by which that was possible. Raises ProcessGone, StartRefused."""
+    if greeting is None:
+        return plan, open_connections(plan, process.pid, process.dead)
+    # It was started with another configuration, perhaps: the socket's path can't have changed since, the password can.
+    plan = replace(plan, socket_path=greeting.socket_path or plan.socket_path)
+    try:
+        return plan, open_connections(plan, process.pid, process.dead, attach=True)
+    except Denied:
+        plan = replace(plan, username=greeting.username, password=greeting.password)
+        return plan, open_connections(plan, process.pid, process.dead, attach=True)

@@ -21,6 +21,13 @@ FENCED = 1_000_000
 MAX_LAG_S = 10
 """min-replicas-max-lag. Zero would disable the check of min-replicas-to-write, and with it the fence."""
 
+ROLE_CLIENT_NAME = "redis-agent-role"
+MONITOR_CLIENT_NAME = "redis-agent-monitor"
+GUARD_CLIENT_NAME = "redis-agent-guard"
+REMOTE_CLIENT_NAME = "redis-agent-remote"
+OWN_CLIENT_NAMES = frozenset({ROLE_CLIENT_NAME, MONITOR_CLIENT_NAME, GUARD_CLIENT_NAME, REMOTE_CLIENT_NAME})
+"""Names (CLIENT SETNAME) of the connections that the local agent, its guard and the other members' agents keep."""
+
 PINNED = (
     "repl-backlog-ttl",
     "repl-backlog-size",

@@ -8,37 +8,31 @@ is noticed while a role command waits, and the other way round.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from redis_agent.messages import (
     Event,
     Freeze,
+    KickClients,
     LiftFence,
     Probe,
-    Probed,
     ProbeError,
     ProbeFailed,
     Promote,
     RoleCommand,
     RoleDone,
     RoleFailed,
+    SaveTail,
     ScriptKill,
 )
-from redis_agent.redis_conf import LaunchPlan
-from redis_agent.redis_role import INFO, Outcome, answer, gone, judge, read_info, role_steps
-from redis_agent.redis_wire import (
-    ErrorReply,
-    Reply,
-    Wire,
-    WireClosed,
-    WireDenied,
-    WireError,
-    WireTimeout,
-)
+from redis_agent.redis_conf import MONITOR_CLIENT_NAME, ROLE_CLIENT_NAME, LaunchPlan
+from redis_agent.redis_probe import QUESTIONS, Monitor, open_local, probe_error
+from redis_agent.redis_role import INFO, Outcome, answer, gone, judge, kick_steps, read_info, role_steps
+from redis_agent.redis_tail import save_tail
+from redis_agent.redis_wire import ErrorReply, Reply, Request, Wire, WireClosed, WireError
 from redis_agent.workers import Worker
 
 SETTLE_S = 0.05
@@ -49,10 +43,7 @@ KEEP_ALIVE_S = 15.0
 
 BACKLOG_POLL_S = 0.0005
 
-DRIFT_REQUESTS = (("CONFIG", "GET", "min-replicas-*"), ("CONFIG", "GET", "repl*"))
-"""Patterns, because Redis 6.2 takes one argument only."""
-
-_DENIALS = ("NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "ERR")
+_SCRIPT_KILLS: tuple[Request, ...] = (("SCRIPT", "KILL"), ("FUNCTION", "KILL"))
 
 Post = Callable[[Event], None]
 Clock = Callable[[], float]
@@ -63,15 +54,15 @@ class _NotSentError(Exception):
 
 
 class RedisLink:
-    """Executes role commands, Probe and ScriptKill on one redis-server process. Each is answered by one event.
+    """Executes role commands, Probe, ScriptKill and SaveTail on one redis-server process; each has one answer.
 
     Args:
         plan: how to connect, and what is pinned.
         incarnation: the process's number.
         run_id: Redis's own name of the process; a connection to any other is refused.
-        role: open connection for role commands.
+        role: open connection for role commands, with the name of one.
         role_id: its id, as CLIENT ID says.
-        monitor: open connection for probes.
+        monitor: open connection for probes, with the name of one.
         post: takes the events, on any thread.
         clock: CLOCK_BOOTTIME in seconds.
     """
@@ -99,19 +90,18 @@ class RedisLink:
         self._unsettled: int | None = None
         """Id of an old role connection that may still hold commands which Redis has not read."""
         self._role_used = time.monotonic()
-        # Touched by the monitor's worker only:
-        self._monitor: Wire | None = monitor
-        # Replaced as a whole by one, read by the other.
-        self._drifted: Mapping[str, str] = {}
+        # For the monitor's worker only, but for what it says of itself:
+        self._monitor = Monitor(plan, monitor, clock)
         self._role_worker = Worker(f"redis-role-{incarnation}")
         self._monitor_worker = Worker(f"redis-monitor-{incarnation}")
 
-    def execute(self, command: RoleCommand | Probe | ScriptKill) -> None:
+    def execute(self, command: RoleCommand | Probe | ScriptKill | SaveTail) -> None:
         """Queue a command; never blocks. Its limit counts from here."""
         deadline = time.monotonic() + command.limit_s
-        if isinstance(command, ScriptKill):
-            name = f"redis-script-kill-{self._incarnation}"
-            threading.Thread(target=self._kill_script, args=(command, deadline), name=name, daemon=True).start()
+        if isinstance(command, ScriptKill | SaveTail):
+            job = self._kill_script if isinstance(command, ScriptKill) else self._save_tail
+            name = f"redis-{type(command).__name__}-{self._incarnation}"
+            threading.Thread(target=job, args=(command, deadline), name=name, daemon=True).start()
             return
         if isinstance(command, Probe):
             taken = self._monitor_worker.submit(lambda: self._probe(command, deadline))
@@ -125,7 +115,7 @@ class RedisLink:
     def close(self) -> None:
         """The process is dead: what is queued fails by itself."""
         self._role_worker.close(self._drop_role)
-        self._monitor_worker.close(self._drop_monitor)
+        self._monitor_worker.close(self._monitor.drop)
 
     # --- role commands, on the role worker ------------------------------------------------------------------------
 
@@ -152,12 +142,16 @@ class RedisLink:
         self._post(event)
 
     def _over(self, wire: Wire, command: RoleCommand, deadline: float) -> Outcome:
-        steps = role_steps(command, self._plan.own_min_replicas, self._drifted)
-        outcome = judge(steps, wire.ask([step.request for step in steps], deadline))
+        steps = role_steps(command, self._plan.own_min_replicas, self._monitor.drifted)
+        replies = wire.ask([step.request for step in steps], deadline)
+        outcome = judge(steps, replies)
+        if isinstance(command, KickClients) and not outcome.error:
+            steps = kick_steps(replies, {self._role_id})
+            outcome = judge(steps, wire.ask([step.request for step in steps], deadline))
         self._role_used = time.monotonic()
         if isinstance(command, Freeze) and command.kill_clients:
             # It was killed with the others: have it back before they take all slots.
-            self._monitor_worker.submit(self._keep_monitor)
+            self._monitor_worker.submit(lambda: self._monitor.keep(SETTLE_S))
         if isinstance(command, Promote) and outcome.info is not None and not outcome.info.backlog:
             return self._make_backlog(wire, deadline)
         return outcome
@@ -191,7 +185,7 @@ class RedisLink:
     def _open_replica(self, wire: Wire, deadline: float) -> Wire:
         while True:
             try:
-                replica = self._open(deadline)
+                replica = open_local(self._plan, deadline, "")
                 # PSYNC is refused while a reply to the same connection is pending, so this one is waited for.
                 replica.ask([("REPLCONF", "capa", "eof")], deadline)
                 return replica
@@ -248,9 +242,7 @@ class RedisLink:
 
         def job() -> None:
             try:
-                if self._monitor is None:
-                    raise WireClosed("no connection", sent=False)
-                result.set_result(self._monitor.ask([kill], deadline)[0])
+                result.set_result(self._monitor.ask(kill, deadline))
             except WireError as error:
                 result.set_exception(error)
 
@@ -263,8 +255,8 @@ class RedisLink:
 
     def _reopen_role(self, deadline: float) -> None:
         try:
-            wire = self._open(deadline)
-            number, raw = wire.ask([("CLIENT", "ID"), INFO], deadline)
+            wire = open_local(self._plan, deadline, "")
+            _, number, raw = wire.ask([("CLIENT", "SETNAME", ROLE_CLIENT_NAME), ("CLIENT", "ID"), INFO], deadline)
             info = read_info(raw)
         except (WireError, ValueError) as error:
             raise _NotSentError(f"no connection: {error}") from error
@@ -291,81 +283,40 @@ class RedisLink:
             self._role.close()
             self._role = None
 
-    def _open(self, deadline: float) -> Wire:
-        limit_s = max(deadline - time.monotonic(), 0.001)
-        return Wire.open_unix(self._plan.socket_path, self._plan.username, self._plan.password, limit_s)
-
     # --- watching, on the monitor's worker ------------------------------------------------------------------------
 
     def _probe(self, command: Probe, deadline: float) -> None:
         try:
-            event = self._probe_over_monitor(command, deadline)
+            event = self._monitor.probe(command, deadline)
         except WireClosed:
             # Dead, or others hold all slots, which is not always said: the role connection keeps its own.
             if not self._role_worker.submit(lambda: self._probe_over_role(command, deadline)):
                 self._post(gone(command, "redis-server is dead"))
             return
         except WireError as error:
-            self._drop_monitor()
-            event = ProbeFailed(command.incarnation, command.request, _probe_error(error), str(error))
+            event = ProbeFailed(command.incarnation, command.request, probe_error(error), str(error))
         self._post(event)
-
-    def _probe_over_monitor(self, command: Probe, deadline: float) -> Event:
-        if self._monitor is not None and self._monitor.usable():
-            try:
-                return self._ask_info(self._monitor, command, deadline)
-            except WireClosed:
-                pass  # A freeze kills it with all other clients: that says nothing about Redis.
-        self._drop_monitor()
-        self._monitor = self._open(deadline)
-        return self._ask_info(self._monitor, command, deadline)
 
     def _probe_over_role(self, command: Probe, deadline: float) -> None:
         try:
-            event = self._ask_info(self._ready_role(deadline), command, deadline)
+            wire = self._ready_role(deadline)
+            sent_at = self._clock()
+            event = self._monitor.read_answers(wire, wire.ask(QUESTIONS, deadline), command, sent_at, deadline)
         except WireError as error:
             # Only questions were asked, so nothing is unsettled.
             self._drop_role()
-            event = ProbeFailed(command.incarnation, command.request, _probe_error(error), str(error))
+            event = ProbeFailed(command.incarnation, command.request, probe_error(error), str(error))
         except _NotSentError as error:
             event = ProbeFailed(command.incarnation, command.request, ProbeError.REFUSED, str(error))
         self._post(event)
 
-    def _ask_info(self, wire: Wire, command: Probe, deadline: float) -> Event:
-        sent_at = self._clock()
-        info, *settings = wire.ask([INFO, *DRIFT_REQUESTS], deadline)
-        if isinstance(info, ErrorReply):
-            return ProbeFailed(command.incarnation, command.request, _reply_error(info), str(info))
-        found = _settings(settings)
-        drift = tuple((name, found[name]) for name, value in self._plan.pinned if _differs(name, value, found))
-        drifted = {name for name, _ in drift}
-        self._drifted = {name: value for name, value in self._plan.pinned if name in drifted}
-        fence = found.get("min-replicas-to-write")
-        told = drift if fence is None else (*drift, ("min-replicas-to-write", fence))
-        try:
-            return Probed(command.incarnation, command.request, sent_at, read_info(info), told)
-        except ValueError as error:
-            return ProbeFailed(command.incarnation, command.request, ProbeError.DENIED, str(error))
-
-    def _keep_monitor(self) -> None:
-        if self._monitor is not None and self._monitor.usable():
-            return
-        self._drop_monitor()
-        # Without it the next probe tries again, or goes over the role connection.
-        with contextlib.suppress(WireError):
-            self._monitor = self._open(time.monotonic() + SETTLE_S)
-
-    def _drop_monitor(self) -> None:
-        if self._monitor is not None:
-            self._monitor.close()
-            self._monitor = None
-
-    # --- scripts ----------------------------------------------------------------------------------------------------
+    # --- over connections of their own ----------------------------------------------------------------------------
 
     def _kill_script(self, command: ScriptKill, deadline: float) -> None:
         try:
-            wire = self._open(deadline)
-            event = _script_kill(wire, command, deadline)
+            wire = open_local(self._plan, deadline, "")
+            # Redis 7 has functions beside scripts; of the two errors the first is the one that matters.
+            replies = wire.ask(_SCRIPT_KILLS, deadline)
             wire.close()
         except WireClosed:
             # Others hold all slots: the monitor has one.
@@ -373,54 +324,22 @@ class RedisLink:
                 self._post(gone(command, "redis-server is dead"))
             return
         except WireError as error:
+            self._post(RoleFailed(command.incarnation, command.request, str(error), unknown=error.sent))
+            return
+        self._post(_killed(command, replies))
+
+    def _kill_script_over_monitor(self, command: ScriptKill, deadline: float) -> None:
+        try:
+            event = _killed(command, [self._monitor.ask(request, deadline) for request in _SCRIPT_KILLS])
+        except WireError as error:
             event = RoleFailed(command.incarnation, command.request, str(error), unknown=error.sent)
         self._post(event)
 
-    def _kill_script_over_monitor(self, command: ScriptKill, deadline: float) -> None:
-        if self._monitor is None:
-            self._post(gone(command, "not sent: no connection"))
-            return
-        try:
-            event = _script_kill(self._monitor, command, deadline)
-        except WireError as error:
-            event = RoleFailed(command.incarnation, command.request, str(error), unknown=True)
-        self._post(event)
+    def _save_tail(self, command: SaveTail, deadline: float) -> None:
+        self._post(save_tail(command, lambda: open_local(self._plan, deadline, MONITOR_CLIENT_NAME), deadline))
 
 
-def _script_kill(wire: Wire, command: ScriptKill, deadline: float) -> Event:
-    # Redis 7 has functions beside scripts; of the two errors the first is the one that matters.
-    replies = wire.ask([("SCRIPT", "KILL"), ("FUNCTION", "KILL")], deadline)
+def _killed(command: ScriptKill, replies: Sequence[Reply]) -> Event:
     if all(isinstance(reply, ErrorReply) for reply in replies):
         return RoleFailed(command.incarnation, command.request, str(replies[0]), unknown=False)
     return RoleDone(command.incarnation, command.request, None)
-
-
-def _probe_error(error: WireError) -> ProbeError:
-    if isinstance(error, WireTimeout):
-        return ProbeError.TIMEOUT
-    return ProbeError.DENIED if isinstance(error, WireDenied) else ProbeError.REFUSED
-
-
-def _reply_error(reply: ErrorReply) -> ProbeError:
-    if reply.code == "BUSY":
-        return ProbeError.BUSY
-    return ProbeError.DENIED if reply.code in _DENIALS else ProbeError.REFUSED
-
-
-def _settings(replies: list[Reply]) -> dict[str, str]:
-    """CONFIG GET's flat lists of names and values."""
-    found: dict[str, str] = {}
-    for reply in replies:
-        if isinstance(reply, list):
-            words = [word.decode("utf-8", "replace") if isinstance(word, bytes) else str(word) for word in reply]
-            found.update(zip(words[::2], words[1::2], strict=True))
-    return found
-
-
-def _differs(name: str, value: str, found: Mapping[str, str]) -> bool:
-    actual = found.get(name)
-    if actual is None:
-        return False
-    if name == "repl-backlog-size":
-        return actual.isdigit() and int(actual) < int(value)
-    return actual != value

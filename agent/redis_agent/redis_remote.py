@@ -7,10 +7,14 @@ import time
 from collections.abc import Callable
 
 from redis_agent.messages import CatchUp, CaughtUp, Event, ProbeRemote, RemoteProbed
+from redis_agent.redis_conf import REMOTE_CLIENT_NAME
 from redis_agent.redis_role import INFO, read_info
-from redis_agent.redis_wire import Wire, WireError, info_fields
+from redis_agent.redis_wire import Request, Wire, WireError, info_fields
 from redis_agent.replication import Address
 from redis_agent.workers import Worker
+
+NAME: Request = ("CLIENT", "SETNAME", REMOTE_CLIENT_NAME)
+"""So that a member that kicks its clients spares it."""
 
 CATCH_UP_PAUSE_S = 0.0005
 RECONNECT_PAUSE_S = 0.01
@@ -85,8 +89,9 @@ class RemoteRedis:
         while not done.is_set() and (left_s := command.not_after - self._clock()) > 0:
             limit_s = min(left_s, CATCH_UP_ANSWER_S)
             try:
+                name = () if wire is not None else (NAME,)
                 wire = wire or self._open(address, limit_s)
-                reply = wire.ask([("INFO", "replication")], time.monotonic() + limit_s)[0]
+                reply = wire.ask([*name, ("INFO", "replication")], time.monotonic() + limit_s)[-1]
             except WireError:
                 wire = None
                 done.wait(RECONNECT_PAUSE_S)

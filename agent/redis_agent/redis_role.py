@@ -5,7 +5,8 @@ Each command is one pipeline with INFO at its end, so that its answer tells what
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -14,6 +15,7 @@ from redis_agent.messages import (
     Fence,
     Follow,
     Freeze,
+    KickClients,
     LiftFence,
     PauseWrites,
     Probe,
@@ -23,10 +25,12 @@ from redis_agent.messages import (
     RoleCommand,
     RoleDone,
     RoleFailed,
+    SaveTail,
     ScriptKill,
+    TailSaved,
     Unpause,
 )
-from redis_agent.redis_conf import FENCED, MAX_LAG_S
+from redis_agent.redis_conf import FENCED, MAX_LAG_S, OWN_CLIENT_NAMES
 from redis_agent.redis_wire import ErrorReply, Reply, Request, info_fields
 from redis_agent.replication import NOWHERE, RedisInfo, parse_info
 
@@ -54,6 +58,27 @@ class Step:
 
 def _config_set(name: str, value: str | int, weight: Weight = Weight.MUST) -> Step:
     return Step(("CONFIG", "SET", name, value), weight)
+
+
+CLIENTS: tuple[Request, ...] = (("CLIENT", "LIST", "TYPE", "normal"), ("CLIENT", "LIST", "TYPE", "pubsub"))
+"""KickClients asks for these, and then orders ``kick_steps``."""
+
+_CLIENT = re.compile(r"^id=([0-9]+) (?:.* )?name=(\S*) ", re.MULTILINE)
+
+
+def kick_steps(listed: Sequence[Reply], own_ids: Collection[int]) -> tuple[Step, ...]:
+    """Close each of these clients but the agents' and the guard's own; INFO last.
+
+    Args:
+        listed: the replies to CLIENTS.
+        own_ids: ids of connections that are ours whatever their names.
+    """
+    rows = [
+        row for reply in listed if isinstance(reply, bytes) for row in _CLIENT.findall(reply.decode("utf-8", "replace"))
+    ]
+    others = [int(number) for number, name in rows if name not in OWN_CLIENT_NAMES and int(number) not in own_ids]
+    # Not one CLIENT KILL TYPE normal, which would close our own too. One that has left meanwhile is no error.
+    return (*(Step(("CLIENT", "KILL", "ID", number)) for number in others), Step(INFO))
 
 
 def role_steps(command: RoleCommand, own_min_replicas: int, repin: Mapping[str, str]) -> tuple[Step, ...]:
@@ -87,6 +112,8 @@ def role_steps(command: RoleCommand, own_min_replicas: int, repin: Mapping[str, 
             steps = (Step(("CLIENT", "PAUSE", max(1, round(command.for_s * 1000)), "WRITE"), Weight.KEY),)
         case Unpause():
             steps = (Step(("CLIENT", "UNPAUSE"), Weight.KEY),)
+        case KickClients():
+            steps = tuple(Step(request, Weight.KEY) for request in CLIENTS)
     return (*steps, Step(INFO))
 
 
@@ -122,8 +149,10 @@ def read_info(reply: Reply) -> RedisInfo:
     return parse_info(info_fields(reply))
 
 
-def gone(command: RoleCommand | Probe | ScriptKill, reason: str) -> Event:
+def gone(command: RoleCommand | Probe | ScriptKill | SaveTail, reason: str) -> Event:
     """The answer to a command that there is no process for: nothing was sent."""
+    if isinstance(command, SaveTail):
+        return TailSaved(command.incarnation, command.request, error=reason)
     if isinstance(command, Probe):
         return ProbeFailed(command.incarnation, command.request, ProbeError.REFUSED, reason)
     return RoleFailed(command.incarnation, command.request, reason, unknown=False)

@@ -1,4 +1,4 @@
-"""From a redis-server that was just launched to one that the agent rules: connections, rights, the boot fence."""
+"""From a redis-server that was launched or attached to, to one that the agent rules: connections, rights, fence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from redis_agent.redis_conf import FENCED, MAX_LAG_S, LaunchPlan
+from redis_agent.redis_conf import FENCED, MAX_LAG_S, MONITOR_CLIENT_NAME, ROLE_CLIENT_NAME, LaunchPlan
 from redis_agent.redis_role import INFO, read_info
 from redis_agent.redis_wire import ErrorReply, Reply, Request, Wire, WireDenied, WireError, info_fields
 from redis_agent.replication import NOWHERE, RedisInfo
@@ -22,20 +22,36 @@ OLDEST = (6, 2)
 NO_CLIENT = (1 << 63) - 1
 """An id that no connection has."""
 
-# Each of them changes nothing: Redis boots fenced and as a replica of nowhere. The answers tell whether it obeys.
-RIGHTS: tuple[Request, ...] = (
+# What a Redis that runs already may be asked to do: it fences, and follows whom it follows.
+ATTACH_RIGHTS: tuple[Request, ...] = (
     ("CONFIG", "SET", "min-replicas-max-lag", MAX_LAG_S),
     ("CONFIG", "SET", "min-replicas-to-write", FENCED),
     ("CONFIG", "GET", "min-replicas-to-write"),
-    ("REPLICAOF", NOWHERE.host, NOWHERE.port),
     ("CLIENT", "KILL", "ID", NO_CLIENT),
-    ("CLIENT", "UNPAUSE"),
     ("ROLE",),
+)
+
+# Each of them changes nothing: Redis boots fenced and as a replica of nowhere. The answers tell whether it obeys.
+RIGHTS: tuple[Request, ...] = (
+    *ATTACH_RIGHTS,
+    ("REPLICAOF", NOWHERE.host, NOWHERE.port),
+    ("CLIENT", "UNPAUSE"),
+)
+
+NAME: Request = ("CLIENT", "SETNAME", ROLE_CLIENT_NAME)
+"""By it guard and next life find the connection, to end it."""
+
+_LEFTOVER = re.compile(
+    rf"^id=([0-9]+) (?:.* )?name=(?:{ROLE_CLIENT_NAME}|{MONITOR_CLIENT_NAME}) ".encode(), re.MULTILINE
 )
 
 
 class StartRefused(Exception):
     """This Redis can't be ruled by the agent: one line with the remedy."""
+
+
+class Denied(StartRefused):
+    """Wrong user or password."""
 
 
 class ProcessGone(Exception):
@@ -52,7 +68,7 @@ class Opened:
     info: RedisInfo
 
 
-def open_connections(plan: LaunchPlan, pid: int, dead: threading.Event) -> Opened:
+def open_connections(plan: LaunchPlan, pid: int, dead: threading.Event, *, attach: bool = False) -> Opened:
     """Wait until Redis answers (loading counts), make sure that it obeys, and open the agent's connections.
 
     There is no limit but the life of the process: a large append-only file may keep it silent.
@@ -61,18 +77,20 @@ def open_connections(plan: LaunchPlan, pid: int, dead: threading.Event) -> Opene
         plan: how to connect.
         pid: the process that must answer; another one that has the operator's socket is not ours.
         dead: set when the process is gone.
+        attach: it was left by our last life. What that life has sent and Redis has not read yet is never executed;
+            Redis is fenced, and its role stays.
 
     Raises:
-        StartRefused: it answers, but the agent can't work with it.
+        StartRefused: it answers, but the agent can't work with it. Denied: for want of the right password.
         ProcessGone: it died.
     """
     pause_s = RETRY_FIRST_S
     while not dead.is_set():
         opened: list[Wire] = []
         try:
-            return _open(plan, pid, opened)
+            return _open(plan, pid, opened, attach=attach)
         except WireDenied as error:
-            raise StartRefused(_denied(plan, str(error))) from error
+            raise Denied(_denied(plan, str(error))) from error
         except ValueError as error:
             raise StartRefused(f"redis-server tells nothing about itself that makes sense: {error}") from error
         except (WireError, _NotOursError):
@@ -87,23 +105,38 @@ class _NotOursError(Exception):
     """Another process answers at the socket, or this one is not ready to tell."""
 
 
-def _open(plan: LaunchPlan, pid: int, opened: list[Wire]) -> Opened:
+def _open(plan: LaunchPlan, pid: int, opened: list[Wire], *, attach: bool) -> Opened:
     role = Wire.open_unix(plan.socket_path, plan.username, plan.password, ANSWER_LIMIT_S)
     opened.append(role)
     deadline = time.monotonic() + ANSWER_LIMIT_S
-    *rights, number, raw = role.ask([*RIGHTS, ("CLIENT", "ID"), INFO], deadline)
+    if attach:
+        _end_leftovers(plan, role, deadline)
+    requests = (NAME, *(ATTACH_RIGHTS if attach else RIGHTS), ("CLIENT", "ID"), INFO)
+    replies = role.ask(requests, deadline)
+    number, raw = replies[-2:]
     if isinstance(raw, bytes):
         _check_server(raw, pid)
-    for request, reply in zip(RIGHTS, rights, strict=True):
-        _check_right(plan, request, reply)
-    for request, reply in ((("CLIENT", "ID"), number), (INFO, raw)):
+    for request, reply in zip(requests, replies, strict=True):
         _check_right(plan, request, reply)
     if not isinstance(number, int):
         raise _NotOursError
     monitor = Wire.open_unix(plan.socket_path, plan.username, plan.password, ANSWER_LIMIT_S)
     opened.append(monitor)
-    monitor.ask([("PING",)], time.monotonic() + ANSWER_LIMIT_S)
+    monitor.ask([("CLIENT", "SETNAME", MONITOR_CLIENT_NAME)], time.monotonic() + ANSWER_LIMIT_S)
     return Opened(role, number, monitor, read_info(raw))
+
+
+def _end_leftovers(plan: LaunchPlan, role: Wire, deadline: float) -> None:
+    """Close our last life's connections from Redis's side; this one has no name yet."""
+    request = ("CLIENT", "LIST")
+    reply = role.ask([request], deadline)[0]
+    _check_right(plan, request, reply)
+    if not isinstance(reply, bytes):
+        raise _NotOursError
+    kills: list[Request] = [("CLIENT", "KILL", "ID", int(number)) for number in _LEFTOVER.findall(reply)]
+    # One that Redis has found closed by itself is no error.
+    if kills:
+        role.ask(kills, deadline)
 
 
 def _check_server(raw: bytes, pid: int) -> None:
@@ -119,12 +152,14 @@ def _check_server(raw: bytes, pid: int) -> None:
 
 
 def _check_right(plan: LaunchPlan, request: Request, reply: Reply) -> None:
+    if isinstance(reply, ErrorReply) and reply.code == "BUSY":
+        raise _NotOursError  # A script runs, which somebody may end.
     if not isinstance(reply, ErrorReply) or reply.code == "LOADING" or "during loading" in reply.text:
         # These come behind the checks for the command's existence and the user's rights. The second one is how
         # Redis 6.2 refuses CONFIG SET.
         return
     if reply.code in ("NOAUTH", "WRONGPASS"):
-        raise StartRefused(_denied(plan, str(reply)))
+        raise Denied(_denied(plan, str(reply)))
     words = " ".join(str(part) for part in request[:2])
     where = plan.operator_path or plan.conf_path
     user = plan.username or "default"

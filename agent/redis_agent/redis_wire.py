@@ -6,6 +6,8 @@ is the primary. Its connection object does not, and speaks the protocol, the han
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -126,6 +128,13 @@ class Wire:
             # These are replies, though redis-py counts the last two among the connection's own errors.
             return _error_reply(error)
 
+    def wait(self, deadline: float) -> bool:
+        """A reply can be read, or the other side has hung up. Unlike ``read`` it leaves the connection as it is."""
+        try:
+            return self._raw.can_read(max(deadline - time.monotonic(), 0.001))
+        except redis.RedisError:
+            return True
+
     def usable(self) -> bool:
         """Neither closed by the other side nor with unexpected data on it. Nothing is sent."""
         try:
@@ -135,6 +144,23 @@ class Wire:
 
     def close(self) -> None:
         self._raw.disconnect()
+
+
+def is_awake(socket_path: str, deadline: float) -> bool:
+    """Redis reads what it is told, even if it answers nobody (CLIENT PAUSE of all commands). For the local one only.
+
+    A command with the wrong number of arguments is refused before its sender is made to wait, and before it is asked
+    for a password. A full house (``maxclients``) is said at once, too.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(max(deadline - time.monotonic(), 0.001))
+            line.connect(socket_path)
+            with contextlib.suppress(BrokenPipeError):
+                line.sendall(b"*1\r\n$4\r\nECHO\r\n")
+            return line.recv(1) == b"-"
+    except OSError:
+        return False
 
 
 def _options(username: str, password: str, limit_s: float) -> dict[str, object]:
@@ -172,6 +198,18 @@ def _wire_error(error: Exception, *, sent: bool) -> WireError:
         # In a handshake only AUTH is sent, so whatever is answered is about the credentials.
         return WireDenied(str(_error_reply(error)), sent=sent)
     return WireClosed(text, sent=sent)
+
+
+def settings_of(replies: Sequence[Reply]) -> dict[str, str]:
+    """CONFIG GET's flat lists of names and values, all in one; errors among them are left out."""
+    found: dict[str, str] = {}
+    for reply in replies:
+        if isinstance(reply, list):
+            words = [
+                word.decode("utf-8", "surrogateescape") if isinstance(word, bytes) else str(word) for word in reply
+            ]
+            found.update(zip(words[::2], words[1::2], strict=True))
+    return found
 
 
 _TEXTS = frozenset({"run_id", "master_replid", "master_replid2", "master_host", "redis_version", "valkey_version"})

@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -37,14 +38,17 @@ from redis_agent.messages import (
     Started,
     StopRequested,
     Tick,
+    UpgradeRequested,
 )
-from redis_agent.process import end_process, is_alive
+from redis_agent.process_host import end_process, is_alive
 from redis_agent.redis_adapter import RedisAdapter
 from redis_agent.redis_conf import LaunchRefused
 from redis_agent.replication import NOWHERE
 from redis_agent.state_file import LockHeld, StateFile, acquire_lock, load
 
 BROKEN_INVARIANT = 70
+STOP_VARIABLE = "_REDIS_AGENT_STOP"
+"""Set over an upgrade by an agent that was told to stop when it had left Redis to its next life already."""
 FROZEN_NOISE = (
     f"Connecting to MASTER {NOWHERE}",
     "MASTER <-> REPLICA sync started",
@@ -63,7 +67,19 @@ class _Reload:
     """SIGHUP: the owner reads the settings again."""
 
 
-def run(settings: Settings, reread: Callable[[], Settings], source: str) -> int:
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How it ended: the exit code, and whether the process is to execute itself ``again``, everything being closed.
+
+    ``stop``: and be told to stop then.
+    """
+
+    code: int
+    again: bool = False
+    stop: bool = False
+
+
+def run(settings: Settings, reread: Callable[[], Settings], source: str) -> Ending:
     """Run the agent until it is told to stop, or must.
 
     Args:
@@ -72,7 +88,7 @@ def run(settings: Settings, reread: Callable[[], Settings], source: str) -> int:
         source: the file that they come from, for messages.
 
     Returns:
-        The exit code.
+        The exit code, or that it is to be run again; the lock is released.
 
     Raises:
         ConfigError: this host cannot run it as configured.
@@ -112,27 +128,32 @@ class _Agent:
         self._redis = RedisAdapter(redis, post=post, clock=boottime_s, on_output=_tell_redis_line)
         self._state_path = state_path
         self._state_file = StateFile(state_path, post)
-        self._exit_code: int | None = None
+        self._ending: Ending | None = None
 
-    def run(self) -> int:
-        started = self._recover()
+    def run(self) -> Ending:
         try:
+            started = self._recover()
             self._redis.check()
         except LaunchRefused as refused:
+            self._redis.close()
             problem, _, remedy = str(refused).rpartition("; ")
             raise ConfigError(self._source, "[redis]", problem or remedy, remedy if problem else "correct it") from None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._queue.put(StopRequested()))
         signal.signal(signal.SIGHUP, lambda *_: self._queue.put(_Reload()))
+        signal.signal(signal.SIGUSR2, lambda *_: self._queue.put(UpgradeRequested()))
+        if os.environ.pop(STOP_VARIABLE, ""):
+            self._queue.put(StopRequested())
         try:
             return self._loop(started)
         except BaseException as error:
-            # A broken invariant: nobody may go on trusting this process. A dead Redis accepts nothing.
-            logs.event("error", "broken_invariant", problem=f"{type(error).__name__}: {error}")
+            # A broken invariant: nobody may go on trusting this process. The guard takes its end for its death: armed,
+            # it fences Redis; and if it is not armed, Redis is fenced. The data are needed whatever is wrong here.
             self._redis.close()
+            logs.event("error", "broken_invariant", problem=f"{type(error).__name__}: {error}")
             if isinstance(error, Exception):
                 logs.LOGGER.exception("broken_invariant")
-                return BROKEN_INVARIANT
+                return Ending(BROKEN_INVARIANT)
             raise
         finally:
             self._redis.close()
@@ -143,21 +164,23 @@ class _Agent:
         record, problem = load(self._state_path)
         if problem:
             logs.event("warning", "state_file", problem=problem)
-        alive = bool(record.redis_pid) and is_alive(record.redis_pid, record.redis_create_time)
-        if alive:
-            # It was to die with its agent, and holds the port until it has.
-            alive = not end_process(record.redis_pid, record.redis_create_time, OLD_REDIS_LIMIT_S)
+        recorded = (record.redis_pid, record.redis_create_time)
+        held = self._redis.find_old()
+        alive = held is not None
+        if held != recorded and is_alive(*recorded):
+            # It has lost its guard, and was to die with it; it holds the port until it has.
+            alive = not end_process(*recorded, OLD_REDIS_LIMIT_S) or alive
         offset_s = time.time() - boottime_s()
         return Started(record=record, lock_held=True, old_redis_alive=alive, wall_offset_s=offset_s)
 
-    def _loop(self, started: Started) -> int:
+    def _loop(self, started: Started) -> Ending:
         event: Event = started
-        while self._exit_code is None:
+        while self._ending is None:
             for command in self._core.step(event, boottime_s()):
                 self._execute(command)
-            if self._exit_code is None:
+            if self._ending is None:
                 event = self._next()
-        return self._exit_code
+        return self._ending
 
     def _next(self) -> Event:
         deadline = self._core.next_deadline()
@@ -202,7 +225,7 @@ class _Agent:
             case Ready():
                 _notify(f"READY=1\nSTATUS={command.status}")
             case Exit():
-                self._exit_code = command.code
+                self._ending = Ending(command.code, command.again, command.stop)
             case _:
                 self._redis.execute(command)
 

@@ -1,5 +1,5 @@
 import sys
 
-from tests.bench.bench_failover import main
+from tests.bench.program import main
 
 sys.exit(main())

@@ -7,8 +7,10 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import psutil
 import redis
 
 from redis_agent import LeaderObserver
@@ -137,3 +139,22 @@ def test_a_dead_leader_s_last_writes_are_unknown_and_the_next_one_is_found(stage
         # It has nothing of what the first one acknowledged.
         assert losses.confirmed_lost > 0
         assert losses.plain_lost > 0
+
+
+def test_a_leader_that_stands_still_is_left_for_the_next_one(stage: Stage, tmp_path: Path) -> None:
+    """A host that is frozen answers nothing and closes nothing: its clients go on with the next leader within a second,
+    not after their limit, and what they had sent is unknown; nothing that it says later is believed.
+    """
+    (tmp_path / "b").mkdir()
+    with redis_server(tmp_path) as first, redis_server(tmp_path / "b") as second, loading(stage, first) as load:
+        server = psutil.Process(first.info("server")["process_id"])
+        server.suspend()
+        at_ns = time.monotonic_ns()
+        stage.show(2, address=Address("127.0.0.1", port_of(second)), wait=0)
+        for confirmed in (False, True):
+            again = partial(load.first_ack, at_ns, after_epoch=1, confirmed=confirmed)
+            assert wait_for(again, LIMIT_S, "the next leader acknowledges").at_ns - at_ns < 2_000_000_000
+        server.resume()
+        load.stop()
+        assert 0 < load.unknown <= 5
+        assert not [ack for ack in load.acks(at_ns) if ack.epoch == 1]

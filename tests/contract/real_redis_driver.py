@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import resource
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,10 +32,12 @@ class RealApp:
         return self.answer()
 
     def answer(self) -> str:
-        if not self._connection.can_read(timeout=QUIET_S):
-            return ""
+        return self._word() if self._connection.can_read(timeout=QUIET_S) else ""
+
+    def _word(self) -> str:
         try:
-            return str(self._connection.read_response().decode())
+            reply = self._connection.read_response()
+            return "WAITED" if isinstance(reply, int) else str(reply.decode())
         except redis.exceptions.ReadOnlyError:
             return "READONLY"
         except redis.exceptions.ResponseError as error:
@@ -46,6 +49,18 @@ class RealApp:
             return int(self._connection.read_response())
         except (redis.exceptions.ResponseError, redis.exceptions.ConnectionError):
             return -1
+
+    def begin_wait(self, replicas: int) -> str:
+        self._connection.send_command("WAIT", replicas, 30_000)
+        if not self._connection.can_read(timeout=QUIET_S):
+            return ""
+        return self._word()
+
+    def closed(self) -> bool:
+        try:
+            return bool(self._connection.can_read(timeout=QUIET_S)) and self._connection.read_response() is None
+        except redis.exceptions.ConnectionError:
+            return True
 
     def close(self) -> None:
         self._connection.disconnect()
@@ -70,6 +85,35 @@ class RealServer(LocalRedis):
     def stop(self) -> RedisDied:
         self.adapter.execute(StopRedis(self.incarnation, 5.0))
         return self.expect(RedisDied)
+
+    def pause_all(self, for_s: float) -> None:
+        self.client().execute_command("CLIENT", "PAUSE", round(for_s * 1000), "ALL")
+
+    def fill_disk(self) -> None:
+        self._limit_files(0)
+        self._save("err")
+
+    def free_disk(self) -> None:
+        self._limit_files(resource.RLIM_INFINITY)
+        self._save("ok")
+
+    def _limit_files(self, size_bytes: int) -> None:
+        assert self.up is not None
+        resource.prlimit(self.up.pid, resource.RLIMIT_FSIZE, (size_bytes, resource.RLIM_INFINITY))
+
+    def _save(self, status: str) -> None:
+        client = self.client()
+
+        def ended(name: str, value: object) -> bool:
+            return bool(client.info("persistence")[name] == value)
+
+        # The agent's own PSYNC may have started one.
+        wait_for(lambda: ended("rdb_bgsave_in_progress", 0), LIMIT_S, "nothing else is saved")
+        client.bgsave()
+        wait_for(lambda: ended("rdb_last_bgsave_status", status), LIMIT_S, f"the save ends: {status}")
+
+    def tails(self) -> set[str]:
+        return {path.stem for path in (self.data_dir / "diverged").iterdir()}
 
     def __exit__(self, *exception: object) -> None:
         for app in self._apps:

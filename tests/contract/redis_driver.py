@@ -23,6 +23,12 @@ class App(Protocol):
     def wait(self, replicas: int) -> int:
         """WAIT for the last write, 1.5 s at most; -1 if it is refused or the connection is closed."""
 
+    def begin_wait(self, replicas: int) -> str:
+        """WAIT for the last write, 30 s at most, as ``write`` answers; WAITED if that many have it."""
+
+    def closed(self) -> bool:
+        """The server has hung up, and nothing is left to be read."""
+
 
 class Server(Protocol):
     """A Redis and its adapter."""
@@ -44,6 +50,18 @@ class Server(Protocol):
     def kill(self) -> RedisDied: ...
     def stop(self) -> RedisDied:
         """StopRedis."""
+
+    def pause_all(self, for_s: float) -> None:
+        """An operator's CLIENT PAUSE of all commands."""
+
+    def fill_disk(self) -> None:
+        """A save fails: from now on it can't save."""
+
+    def free_disk(self) -> None:
+        """There is room again, and a save succeeds."""
+
+    def tails(self) -> set[str]:
+        """Names of what SaveTail has put aside."""
 
     def next_event(self, limit_s: float = LIMIT_S) -> Event: ...
 

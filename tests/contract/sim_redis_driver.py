@@ -67,6 +67,14 @@ class SimApp:
         kind, *rest = self._next(2.0)
         return int(rest[0]) if kind == "WAITED" else -1
 
+    def begin_wait(self, replicas: int) -> str:
+        self._conn.up.send(self._redis.process.run, self._redis.wait, self._conn, replicas, 30.0)
+        return self.answer()
+
+    def closed(self) -> bool:
+        self._world.run(self._world.now + QUIET_S, lambda: self._closed)
+        return self._closed and not self._replies
+
 
 class SimServer:
     """A site with its adapter."""
@@ -123,8 +131,7 @@ class SimServer:
         return promoted
 
     def app(self) -> SimApp:
-        assert self._site.redis is not None
-        return SimApp(self._world, self._net, self._site.redis, self._numbers)
+        return SimApp(self._world, self._net, self._redis, self._numbers)
 
     def kill(self) -> RedisDied:
         self._adapter.execute(KillRedis(self._incarnation, "test"))
@@ -133,6 +140,23 @@ class SimServer:
     def stop(self) -> RedisDied:
         self._adapter.execute(StopRedis(self._incarnation, 5.0))
         return self._death()
+
+    @property
+    def _redis(self) -> SimRedis:
+        assert self._site.redis is not None
+        return self._site.redis
+
+    def pause_all(self, for_s: float) -> None:
+        self._redis.pause_all(for_s)
+
+    def fill_disk(self) -> None:
+        self._redis.fall_ill("MISCONF: the last RDB save failed (disk full?)")
+
+    def free_disk(self) -> None:
+        self._redis.fall_ill("")
+
+    def tails(self) -> set[str]:
+        return set(self._site.disk.diverged)
 
     def _death(self) -> RedisDied:
         while not isinstance(event := self.next_event(), RedisDied):

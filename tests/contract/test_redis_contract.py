@@ -11,14 +11,21 @@ from redis_agent.messages import (
     Fence,
     Follow,
     Freeze,
+    KickClients,
     LiftFence,
     PauseWrites,
+    Probe,
+    Probed,
+    ProbeError,
+    ProbeFailed,
     Promote,
     RedisDied,
     RoleFailed,
+    SaveTail,
+    TailSaved,
     Unpause,
 )
-from redis_agent.replication import NOWHERE
+from redis_agent.replication import NOWHERE, Address
 from tests.contract.real_redis_driver import RealRedisDriver
 from tests.contract.redis_driver import RedisDriver, Server
 from tests.contract.sim_redis_driver import SimRedisDriver
@@ -218,6 +225,7 @@ def test_paused_writes_wait_and_are_executed_or_refused_afterwards(pair: tuple[S
     assert app.write() == ""
     primary.done(Freeze, kill_clients=False)
     assert app.answer() == ""
+    assert primary.app().write() == "READONLY", "what comes later is refused at once"
     # INFO of the same round trip: a moment later a resync may have replaced the data.
     followed = primary.done(Follow, primary=replica.address)
     assert app.answer() == "READONLY"
@@ -303,3 +311,119 @@ def test_death_during_a_role_command_answers_it_too(alone: Server) -> None:
     died = alone.stop()
     assert isinstance(died, RedisDied)
     assert died.ordered
+
+
+def test_kicked_clients_are_closed_and_nobody_else(pair: tuple[Server, Server]) -> None:
+    """Every client's connection is closed; the replica's link and the agent's own connections stay."""
+    primary, replica = pair
+    apps = [primary.app() for _ in range(3)]
+    assert [app.write() for app in apps] == ["OK"] * 3
+    kicked = primary.done(KickClients)
+    assert all(app.closed() for app in apps)
+    assert [link.address for link in kicked.replicas if link.online] == [replica.address]
+    assert primary.app().write() == "OK"
+    assert primary.done(KickClients).run_id == primary.info().run_id
+
+
+def test_a_kick_comes_behind_the_answers_to_waiting_writes(pair: tuple[Server, Server]) -> None:
+    """Case E1 (part): a write that waited for the end of a handover is refused, and its client can read that."""
+    primary, replica = pair
+    app = primary.app()
+    primary.done(PauseWrites, for_s=30.0)
+    assert app.write() == ""
+    primary.done(Freeze, kill_clients=False)
+    primary.done(Follow, primary=replica.address)
+    primary.done(KickClients)
+    assert app.answer() == "READONLY"
+    assert app.closed()
+
+
+def test_a_freeze_unblocks_who_waits(pair: tuple[Server, Server]) -> None:
+    """A client in WAIT is told that it was interrupted, and then its connection is closed."""
+    primary, replica = pair
+    replica.done(Freeze, kill_clients=True)
+    app = primary.app()
+    assert app.write() == "OK"
+    assert app.begin_wait(1) == ""
+    primary.done(Freeze, kill_clients=False)
+    assert app.answer() == "UNBLOCKED"
+    assert app.closed()
+
+
+def test_who_cannot_save_says_so_and_still_obeys(driver: RedisDriver) -> None:
+    """Case D4 (part): writes are refused with MISCONF, a probe tells it in one line, role commands work."""
+    server = driver.server(saves=True)
+    server.lead()
+    app = server.app()
+    assert server.ask(Probe).sick == ""
+    server.fill_disk()
+    probed = server.ask(Probe)
+    assert isinstance(probed, Probed)
+    assert probed.sick.startswith("MISCONF: ")
+    assert app.write() == "MISCONF"
+    assert server.ask(SaveTail, name="epoch-1-offset-1", keep=3).error
+    server.done(Fence)
+    server.free_disk()
+    assert server.ask(Probe).sick == ""
+    server.done(LiftFence, at_least=0)
+    assert app.write() == "OK"
+
+
+def test_a_tail_is_saved_of_a_fenced_primary_and_of_a_frozen_one(
+    driver: RedisDriver, pair: tuple[Server, Server]
+) -> None:
+    """Case B12 (part): with ``save ""``, too; role commands and probes do not wait for it; the position stays."""
+    primary, _ = pair
+    primary.done(Fence)
+    saved = primary.ask(SaveTail, name="epoch-1-offset-100", keep=3)
+    assert isinstance(saved, TailSaved)
+    assert saved.path.endswith("diverged/epoch-1-offset-100.rdb")
+    assert not saved.error
+    frozen = primary.done(Freeze, kill_clients=True)
+    assert not primary.ask(SaveTail, name="epoch-2-offset-20", keep=3).error
+    assert primary.info() == frozen
+    assert primary.tails() == {"epoch-1-offset-100", "epoch-2-offset-20"}
+
+
+def test_only_the_newest_tails_are_kept(alone: Server) -> None:
+    """By epoch, then by offset, as numbers; what was just saved stays in any case."""
+    for name in ("epoch-9-offset-100", "epoch-10-offset-9", "epoch-10-offset-80"):
+        assert not alone.ask(SaveTail, name=name, keep=2).error
+    assert alone.tails() == {"epoch-10-offset-9", "epoch-10-offset-80"}
+    assert not alone.ask(SaveTail, name="epoch-2-offset-7", keep=2).error
+    assert alone.tails() == {"epoch-10-offset-80", "epoch-2-offset-7"}
+    assert alone.ask(SaveTail, name="epoch-11-offset-1", keep=0).error
+    assert alone.tails() == {"epoch-10-offset-80", "epoch-2-offset-7"}
+
+
+def test_a_tail_of_the_dead_is_not_saved(alone: Server) -> None:
+    """It is answered all the same."""
+    alone.kill()
+    assert alone.ask(SaveTail, name="epoch-1-offset-1", keep=3).error
+
+
+def test_an_operators_pause_is_not_a_hang(alone: Server) -> None:
+    """Probes tell it apart; afterwards everything works, and probes are fresh."""
+    offset = alone.lead().offset_bytes
+    alone.pause_all(1.0)
+    paused = alone.ask(Probe, limit_s=0.3)
+    assert isinstance(paused, ProbeFailed)
+    assert paused.error is ProbeError.PAUSED
+    assert alone.ask(Probe, limit_s=0.3).error is ProbeError.PAUSED
+    assert isinstance(alone.ask(Probe, limit_s=5.0), Probed)
+    assert alone.app().write() == "OK"
+    assert alone.info().offset_bytes > offset
+    alone.done(Fence)
+
+
+def test_a_role_command_that_a_pause_held_back_undoes_nothing(alone: Server) -> None:
+    """Its outcome is unknown; what is ordered after it comes after it, also once the pause is over."""
+    alone.pause_all(0.6)
+    failed = alone.ask(Follow, primary=Address("127.0.0.1", 2), limit_s=0.1)
+    assert isinstance(failed, RoleFailed)
+    assert failed.unknown
+    waits = alone.ask(Fence, limit_s=0.1)
+    assert isinstance(waits, RoleFailed)
+    assert alone.done(Freeze, kill_clients=True, limit_s=5.0).primary == NOWHERE
+    for _ in range(20):
+        assert alone.info().primary == NOWHERE

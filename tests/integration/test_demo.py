@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from redis_agent.demo import janitor
+from redis_agent.lab import janitor
 from redis_agent.lab.waiting import wait_for
 
 DEMO = [sys.executable, "-m", "redis_agent.cli.main", "demo"]
@@ -71,17 +71,17 @@ def read_until(fd: int, words: str, limit_s: float = LIMIT_S) -> str:
     return shown
 
 
-def test_three_faults_lose_nothing_confirmed_and_leave_nothing_behind(tmp: Path) -> None:
-    """The demo ends by itself with status 0, tells of each fault how long writes stopped, and cleans up.
+def test_five_steps_lose_nothing_confirmed_and_leave_nothing_behind(tmp: Path) -> None:
+    """The demo ends by itself with status 0, tells of each step how long writes stopped, and cleans up.
 
-    case B2, C3, E1
+    case B2, C3, C6, E1, E2
     """
     done = subprocess.run(
         [*DEMO, "--plain", "--duration", "0.5"], capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(re.findall(r"writes stopped for [\d.]+ m?s", done.stdout)) == 3, done.stdout
-    assert len(re.findall(r"all [\d,]+ confirmed writes are there", done.stdout)) == 3, done.stdout
+    assert len(re.findall(r"writes stopped for [\d.]+ m?s", done.stdout)) == 5, done.stdout
+    assert len(re.findall(r"all [\d,]+ confirmed writes are there", done.stdout)) == 5, done.stdout
     assert done.stdout.rstrip().endswith("nothing confirmed was lost")
     assert re.search(r"n\d leader epoch \d.* writes/s", done.stdout), done.stdout
     assert not done.stderr

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from redis_agent.lab.agent_process import Settings
+from redis_agent.lab.agent_process import AgentProcess
 from redis_agent.lab.cluster import LocalCluster
 from redis_agent.lab.load import Load
+from redis_agent.lab.settings import Settings
 from redis_agent.lab.zookeeper import Ensemble
 from redis_agent.znodes import LeaderPhase
 from tests.support.cluster import (
@@ -40,6 +41,12 @@ def cut_replication(cluster: LocalCluster, *names: str) -> None:
     for name in names:
         with cluster[name].redis() as client:
             client.replicaof("127.0.0.1", 1)
+
+
+def demand_no_replicas(member: AgentProcess) -> None:
+    """A hand opens what the agent had raised because voters were attached."""
+    with member.redis() as client:
+        client.config_set("min-replicas-to-write", 0)
 
 
 def level(cluster: LocalCluster, *names: str) -> None:
@@ -128,7 +135,9 @@ def test_the_furthest_leads(zookeeper: Ensemble, tmp_path: Path) -> None:
 def test_a_diverged_leader_does_not_win(zookeeper: Ensemble, tmp_path: Path) -> None:
     """An old leader with the largest offset, of an older epoch, votes in the next round and loses; it is overwritten.
 
-    # case B4
+    What only it had is saved first, as an RDB that a Redis can be started from.
+
+    # case B4, B12
     """
     with lab(zookeeper, tmp_path, settings=UNCORRECTED, overrides=RISING, proxied=True) as cluster:
         n1, n2, n3 = (cluster[name] for name in ("n1", "n2", "n3"))
@@ -136,6 +145,7 @@ def test_a_diverged_leader_does_not_win(zookeeper: Ensemble, tmp_path: Path) -> 
         write(n3, 10)
         level(cluster, "n1", "n2", "n3")
         cut_replication(cluster, "n1", "n2")
+        demand_no_replicas(n3)
         write(n3, 500, "diverged", size_bytes=1000)
         n3.cut_zookeeper()
         assert cluster.wait_serving(after_epoch=1) is n2
@@ -153,6 +163,9 @@ def test_a_diverged_leader_does_not_win(zookeeper: Ensemble, tmp_path: Path) -> 
         assert [keys(member, "diverged") for member in cluster] == [0, 0, 0]
         assert [keys(member, "later") for member in cluster] == [10, 10, 10]
         assert [keys(member) for member in cluster] == [10, 10, 10]
+        [tail] = (n3.data_dir / "diverged").glob("*.rdb")
+        assert tail.name == f"{told(n3, 'diverged_tail')[0]['name']}.rdb"
+        assert b"diverged:499" in tail.read_bytes()
 
 
 # --- rounds that go wrong -------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from redis_agent.messages import (
     Fence,
     Follow,
     Freeze,
+    KickClients,
     KillRedis,
     LiftFence,
     PauseWrites,
@@ -23,7 +24,7 @@ from redis_agent.messages import (
     RoleFailed,
     Unpause,
 )
-from redis_agent.redis_conf import FENCED
+from redis_agent.redis_conf import FENCED, GUARD_CLIENT_NAME, MONITOR_CLIENT_NAME, ROLE_CLIENT_NAME
 from redis_agent.replication import NOWHERE
 from tests.support.redis import QUICK_SYNC, MakeRedis, clock, follow, make_redis
 
@@ -152,6 +153,58 @@ def test_following_twice_changes_nothing(make_redis: MakeRedis) -> None:
     syncs = primary.client().info("stats")["sync_full"]
     assert follower.done(Follow, primary=primary.address).link_up
     assert primary.client().info("stats")["sync_full"] == syncs
+
+
+# --- connections -----------------------------------------------------------------------------------------------------
+
+
+def names(client: Any) -> dict[str, str]:
+    """Name by id, of the connections that have a name."""
+    return {row["id"]: row["name"] for row in client.client_list() if row["name"]}
+
+
+def test_connections_that_are_opened_again_have_their_names(make_redis: MakeRedis) -> None:
+    """Whoever must end or spare the agent's connections finds them by name, also after they were lost."""
+    local = make_redis()
+    admin = local.client()
+    for row in admin.client_list():
+        if "U" in row["flags"]:
+            admin.client_kill_filter(_id=row["id"])
+    local.done(Fence)
+    local.info()
+    found = sorted(name for name in names(admin).values() if name != GUARD_CLIENT_NAME)
+    assert found == [MONITOR_CLIENT_NAME, ROLE_CLIENT_NAME]
+    local.done(Freeze, kill_clients=True)
+    wait_for(lambda: MONITOR_CLIENT_NAME in names(local.client()).values(), 5.0, "the monitor is back")
+
+
+def test_a_kick_spares_the_guard_and_the_agents(make_redis: MakeRedis) -> None:
+    """Normal, subscribed and watching clients go; guard, monitor, role connection and the replica's link stay.
+
+    Redis may have both of one client's kinds, and clients whose names are almost ours.
+    """
+    primary, follower = make_redis(QUICK_SYNC), make_redis()
+    primary.lead()
+    follow(follower, primary)
+    guard, odd = primary.client(), primary.client()
+    guard.client_setname(GUARD_CLIENT_NAME)
+    odd.client_setname(f"{GUARD_CLIENT_NAME}-2")
+    primary.info()
+    before = names(guard)
+    with primary.client().pubsub() as subscriber, socket.create_connection(("127.0.0.1", primary.address.port)) as idle:
+        subscriber.subscribe("news")
+        subscriber.get_message(timeout=2.0)
+        kicked = primary.done(KickClients)
+        assert closed(idle)
+        with pytest.raises(redis.ConnectionError):
+            subscriber.get_message(timeout=2.0)
+    assert len(kicked.replicas) == 1
+    primary.info()
+    left = {number: name for number, name in before.items() if name != f"{GUARD_CLIENT_NAME}-2"}
+    assert names(guard).items() >= left.items()
+    assert {GUARD_CLIENT_NAME, MONITOR_CLIENT_NAME, ROLE_CLIENT_NAME} <= set(left.values())
+    with pytest.raises(redis.ConnectionError):
+        odd.ping()
 
 
 # --- the fence -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -20,8 +21,10 @@ from redis_agent.messages import (
     Fence,
     Follow,
     Freeze,
+    KickClients,
     KillRedis,
     LiftFence,
+    PauseWrites,
     Probe,
     Probed,
     ProbeError,
@@ -34,10 +37,12 @@ from redis_agent.messages import (
     RoleDone,
     RoleFailed,
     ScriptKill,
+    Unpause,
 )
+from redis_agent.redis_conf import ROLE_CLIENT_NAME
 from redis_agent.redis_wire import Wire, WireTimeout
 from redis_agent.replication import NOWHERE, Address
-from tests.support.redis import QUICK_SYNC, MakeRedis, clock, follow, make_redis
+from tests.support.redis import QUICK_SYNC, LocalRedis, MakeRedis, clock, follow, make_redis
 
 __all__ = ["make_redis"]
 
@@ -86,20 +91,23 @@ def test_a_socket_that_accepts_nobody_is_a_timeout(tmp_path: Path) -> None:
 
 
 def test_a_connection_of_unknown_outcome_is_replaced(make_redis: MakeRedis) -> None:
-    """After a timeout the next role command goes over a new connection, and Redis has only that and the monitor's."""
+    """After a timeout the next role command goes over a new connection, and the old one is gone."""
     local = make_redis()
     assert local.up is not None
     watcher = local.client()
-    old = {row["id"] for row in watcher.client_list() if "U" in row["flags"]}
+
+    def of_role() -> list[str]:
+        return [row["id"] for row in watcher.client_list() if row["name"] == ROLE_CLIENT_NAME]
+
+    old = of_role()
     os.kill(local.up.pid, signal.SIGSTOP)
     failed = local.ask(Fence, limit_s=0.05)
     os.kill(local.up.pid, signal.SIGCONT)
     assert isinstance(failed, RoleFailed)
     assert failed.unknown
     local.done(Fence)
-    now = {row["id"] for row in watcher.client_list() if "U" in row["flags"]}
-    assert len(now) == 2
-    assert len(now & old) == 1
+    assert len(of_role()) == len(old) == 1
+    assert of_role() != old
 
 
 def test_a_long_script_is_busy_and_can_be_killed(make_redis: MakeRedis) -> None:
@@ -128,6 +136,82 @@ def test_a_long_script_is_busy_and_can_be_killed(make_redis: MakeRedis) -> None:
     assert isinstance(local.ask(ScriptKill), RoleDone)
     script.join()
     assert isinstance(local.ask(Probe), Probed)
+
+
+# --- an operator's pause ---------------------------------------------------------------------------------------------
+
+
+def pause_all(local: LocalRedis, for_s: float) -> None:
+    """CLIENT PAUSE of all commands."""
+    local.client().execute_command("CLIENT", "PAUSE", round(for_s * 1000), "ALL")
+
+
+@pytest.mark.parametrize("password", ["", "secret"])
+def test_a_pause_is_told_from_a_hang_in_time(make_redis: MakeRedis, password: str) -> None:
+    """PAUSED within the probe's own limit, with and without a monitor connection that is open and logged in.
+
+    Stopped during the pause, it is a hang; continued, the monitor's connection is still the same one.
+    """
+    local = make_redis(password=password)
+    assert local.up is not None
+    admin = local.client()
+    for lost in (False, True):
+        if lost:
+            for row in admin.client_list():
+                if "U" in row["flags"]:
+                    admin.client_kill_filter(_id=row["id"])
+        else:
+            local.info()
+        pause_all(local, 1.5)
+        for _ in range(2):
+            asked_at = time.monotonic()
+            failed = local.ask(Probe, limit_s=0.3)
+            assert time.monotonic() - asked_at < 0.5
+            assert failed.error is ProbeError.PAUSED
+        if not lost:
+            os.kill(local.up.pid, signal.SIGSTOP)
+            assert local.ask(Probe, limit_s=0.3).error is ProbeError.TIMEOUT
+            os.kill(local.up.pid, signal.SIGCONT)
+        assert isinstance(local.ask(Probe, limit_s=5.0), Probed)
+
+
+def test_a_probe_after_a_pause_is_fresh(make_redis: MakeRedis) -> None:
+    """What was asked during the pause and answered at its end is not taken for the answer to a later probe."""
+    local = make_redis()
+    local.lead()
+    pause_all(local, 0.4)
+    assert local.ask(Probe, limit_s=0.15).error is ProbeError.PAUSED
+    local.client().set("a", 1)
+    assert local.info().keys == 1
+
+
+def test_a_pause_of_a_full_house_is_no_hang(make_redis: MakeRedis) -> None:
+    """With all slots taken Redis says so at once: it is awake, and the monitor keeps its slot through the pause."""
+    local = make_redis("maxclients 10")
+    local.info()
+    admin = local.client()
+    with ExitStack() as stack:
+        fill(stack, local, admin)
+        admin.execute_command("CLIENT", "PAUSE", 700, "ALL")
+        for _ in range(2):
+            assert local.ask(Probe, limit_s=0.2).error is ProbeError.PAUSED
+        assert isinstance(local.ask(Probe, limit_s=5.0), Probed)
+        assert isinstance(local.ask(Fence), RoleDone)
+
+
+def test_a_paused_role_command_never_comes_late(make_redis: MakeRedis) -> None:
+    """A command that a pause held back is not executed at its end, once its connection was given up."""
+    local = make_redis()
+    pause_all(local, 0.5)
+    failed = local.ask(LiftFence, at_least=7, limit_s=0.1)
+    assert isinstance(failed, RoleFailed)
+    assert failed.unknown
+    local.done(Fence, limit_s=5.0)
+    for _ in range(20):
+        assert ("min-replicas-to-write", "1000000") in local.ask(Probe).drift
+
+
+# --- loading, full houses, death -------------------------------------------------------------------------------------
 
 
 def test_a_loading_redis_is_up(make_redis: MakeRedis) -> None:
@@ -176,6 +260,42 @@ def test_taken_slots_do_not_lock_the_agent_out(make_redis: MakeRedis) -> None:
         local.done(LiftFence, at_least=0)
         frozen = local.done(Freeze, kill_clients=True)
         wait_for(lambda: isinstance(local.ask(Promote, run_id=frozen.run_id), RoleDone), 5.0, "it is promoted")
+
+
+def fill(stack: ExitStack, local: LocalRedis, admin: Any) -> None:
+    """Take all slots and keep them."""
+
+    def full() -> bool:
+        for _ in range(12):
+            stack.enter_context(socket.create_connection(("127.0.0.1", local.address.port)))
+        return bool(admin.info("clients")["connected_clients"] >= 10)
+
+    wait_for(full, 5.0, "all slots are taken")
+
+
+def test_a_full_house_is_ruled_like_any_other(make_redis: MakeRedis) -> None:
+    """Case D3: with every slot taken by clients the whole life of a leader goes on over the connection that is open."""
+    primary, local = make_redis(QUICK_SYNC), make_redis(f"maxclients 10\n{QUICK_SYNC}")
+    primary.lead()
+    follow(local, primary)
+    admin = local.client()
+    with ExitStack() as stack:
+        fill(stack, local, admin)
+        frozen = local.done(Freeze, kill_clients=False)
+        assert local.done(Promote, run_id=frozen.run_id).backlog
+        admin = local.client()
+        fill(stack, local, admin)
+        local.done(LiftFence, at_least=0)
+        assert local.done(PauseWrites, for_s=5.0).is_primary
+        local.done(Unpause)
+        local.done(Fence)
+        assert local.info().is_primary
+        local.done(Follow, primary=primary.address)
+        local.done(Freeze, kill_clients=False)
+        local.done(KickClients)
+        assert admin.connection is not None
+        with pytest.raises(redis.ConnectionError):
+            admin.ping()
 
 
 def test_a_lost_role_connection_is_replaced_in_silence(make_redis: MakeRedis) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from redis_agent.core.agent import Core
 from redis_agent.core.settings import CoreSettings
 from redis_agent.messages import (
-    CatchUp,
     CloseSession,
     Command,
     Commit,
@@ -17,9 +16,9 @@ from redis_agent.messages import (
     Exit,
     Log,
     OpenSession,
-    ProbeRemote,
     Read,
     Ready,
+    RedisUp,
     SaveState,
     SessionClosed,
     Started,
@@ -27,6 +26,7 @@ from redis_agent.messages import (
     StateSaved,
     StopRequested,
     Tick,
+    UpgradeRequested,
 )
 from tests.sim import transcript
 from tests.sim.process import Process
@@ -40,12 +40,18 @@ from tests.sim.zookeeper import Ensemble
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+WALL_OFFSET_S = 1.7e9
+"""Wall clock minus CLOCK_BOOTTIME."""
+
 MAX_TICKS_PER_MS = 50
 """More than that, and the core asks for a deadline that it never gets past."""
 
 
+SIGKILLED = -9
+
+
 class Member:
-    """A host: what survives the agent's death (its state file, Redis's disk), and the agent that runs now."""
+    """A host: what survives the agent's death (Redis and its guard, state file, disk), and the agent that runs now."""
 
     def __init__(
         self, net: Network, ensemble: Ensemble, sites: Sites, site: Site, watcher: Watcher, settings: CoreSettings
@@ -59,8 +65,11 @@ class Member:
         self.settings = settings
         self.name = settings.name
         self.record = StateRecord()
+        self.older_record = StateRecord()
+        self.state_damaged = False
         self.agent: Agent | None = None
         self.lives = 0
+        self.attached = 0
         self.on_exit: list[Callable[[Member, int], None]] = []
 
     def start(self) -> None:
@@ -69,25 +78,96 @@ class Member:
             self.lives += 1
             self.agent = Agent(self)
 
-    def kill(self) -> None:
-        """SIGKILL to the agent. Its Redis dies with it (PDEATHSIG)."""
+    # -- signals, and worse -----------------------------------------------------------------------------------------
+
+    def kill_agent(self) -> None:
+        """SIGKILL to the agent alone. Its guard fences if it was armed; Redis lives on."""
         agent, self.agent = self.agent, None
         if agent is not None:
             agent.die()
+
+    def guard_kills(self, agent: Agent) -> None:
+        """The guard's SIGKILL. Init learns of it."""
+        if agent is self.agent:
+            self.kill_agent()
+            self._exited(SIGKILLED)
+
+    def crash(self) -> None:
+        """The host loses its power: everything on it is gone."""
+        self.kill_agent()
+        if self.site.guard is not None:
+            self.site.guard.kill()
+
+    def freeze(self) -> None:
+        """All processes of the host are stopped, as a hypervisor or a dead disk does it."""
+        for process in self.processes():
+            process.stop()
+
+    def processes(self) -> list[Process]:
+        """Those that live, the agent's first."""
+        found = [] if self.agent is None else [self.agent.process]
+        if self.site.guard is not None:
+            found.append(self.site.guard.process)
+        if self.site.redis is not None:
+            found.append(self.site.redis.process)
+        return found
+
+    def cont(self) -> None:
+        for process in self.processes():
+            process.cont()
 
     def stop(self) -> None:
         """SIGTERM to the agent."""
         if self.agent is not None:
             self.agent.post(StopRequested())
 
-    def exited(self, code: int) -> None:
+    def upgrade(self) -> None:
+        """SIGUSR2 to the agent."""
+        if self.agent is not None:
+            self.agent.post(UpgradeRequested())
+
+    # -- the state file ---------------------------------------------------------------------------------------------
+
+    def saved(self, record: StateRecord) -> None:
+        self.older_record, self.record = self.record, record
+
+    def lose_state(self) -> None:
+        """Lost, or torn, which is the same."""
+        self.state_damaged = True
+        self.record = StateRecord()
+
+    def age_state(self) -> None:
+        """Somebody's backup: the record before the last one."""
+        self.state_damaged = True
+        self.record = self.older_record
+
+    # -- the end of an agent ----------------------------------------------------------------------------------------
+
+    def leave(self, order: Exit) -> None:
+        """The agent ends by itself."""
         agent, self.agent = self.agent, None
-        if agent is not None:
-            if code == 0 and self.site.redis is not None:
-                raise Violation("orderly exit", f"{self.name} exits 0 and leaves its Redis behind")
-            agent.die()
+        assert agent is not None
+        redis = self.site.redis
+        if order.again:
+            if redis is not None and not redis.process.alive:
+                raise Violation("upgrade", f"{self.name} executes itself again, but its Redis is gone")
+        elif order.code == 0 and redis is not None:
+            raise Violation("orderly exit", f"{self.name} exits 0 and leaves its Redis behind")
+        agent.die()
+        if order.again:
+            self.world.after(self.world.uniform(0.1, 0.4), self.start)
+        else:
+            self._exited(order.code)
+
+    def _exited(self, code: int) -> None:
         for hook in self.on_exit:
             hook(self, code)
+
+    @property
+    def old_redis_alive(self) -> bool:
+        """What the state file names still runs."""
+        redis, record = self.site.redis, self.record
+        return redis is not None and (redis.pid, redis.started_at) == (record.redis_pid, record.redis_create_time)
 
 
 class Agent:
@@ -99,7 +179,9 @@ class Agent:
         self.name = member.name
         self.process = Process(self.world, member.name, member.site.name)
         self.core = Core(member.settings)
-        self.redis = RedisAdapter(member.net, member.sites, member.site, member.watcher, self.process, self.post)
+        self.redis = RedisAdapter(
+            member.net, member.sites, member.site, member.watcher, self.process, self.post, self._guard_kills
+        )
         self.ready = False
         self._queue: deque[Event] = deque()
         self._handling = False
@@ -107,7 +189,10 @@ class Agent:
         self._ticks: deque[float] = deque(maxlen=MAX_TICKS_PER_MS)
         self._sessions: dict[int, ZkClient] = {}
         self._saved_at = 0.0
-        self.post(Started(record=member.record, lock_held=True, old_redis_alive=False, wall_offset_s=1.7e9))
+        started = Started(
+            record=member.record, lock_held=True, old_redis_alive=member.old_redis_alive, wall_offset_s=WALL_OFFSET_S
+        )
+        self.post(started)
 
     # -- the queue --------------------------------------------------------------------------------------------------
 
@@ -150,6 +235,8 @@ class Agent:
 
     def _step(self, event: Event) -> None:
         world = self.world
+        if isinstance(event, RedisUp) and event.attached:
+            self.member.attached += 1
         try:
             commands = self.core.step(event, world.now)
         except Exception as exc:
@@ -192,9 +279,7 @@ class Agent:
             case Ready():
                 self.ready = True
             case Exit():
-                self.member.exited(command.code)
-            case ProbeRemote() | CatchUp():
-                self.redis.execute(command)
+                self.member.leave(command)
             case _:
                 self.redis.execute(command)
 
@@ -205,18 +290,19 @@ class Agent:
 
     def _durable(self, command: SaveState) -> None:
         if self.process.alive or (self.member.agent is None and self.world.chance(0.5)):
-            self.member.record = command.record
+            self.member.saved(command.record)
             self.process.run(self.post, StateSaved(command.request))
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
+    def _guard_kills(self) -> None:
+        self.member.guard_kills(self)
+
     def die(self) -> None:
-        """The process is gone: the kernel closes its sockets and kills its child."""
+        """The process is gone: the kernel closes its sockets. Redis is not its child, but its guard's."""
         self.process.kill()
         if self._timer is not None:
             self._timer.cancel()
         for session in self._sessions.values():
             session.abandon()
-        redis = self.member.site.redis
-        if redis is not None:
-            redis.kill()
+        self.redis.close()

@@ -1,13 +1,19 @@
 """The invariants, looked at whenever something they depend on changes: that is, after every event.
 
-1. one writer     At most one Redis would execute a client's write: alive, primary, not fenced, not paused.
+1. one writer     At most one Redis would execute a client's write: alive, primary, not fenced, not paused. Excused is
+                  one that nobody was able to fence (`Excuses`): what it executes beside its successor is counted.
 2. epochs         The ledger's epoch grows by one at a time, and each epoch belongs to one member and session.
 3. confirmed      A leader that serves has every write that was confirmed before, as long as at most a minority of the
                   voters lost its memory of that write (its process died, and it has not been in sync since).
 4. divergence     A partial resync joins only a replica whose data are the beginning of its primary's.
 5. healing        See `cluster`: after everything heals there is one serving leader, and the others are in sync.
 6. process        A Redis accepts writes only in the process, and with the replid, that its leader published.
-7. kept WAIT      No WAIT is answered with acknowledgements for a write of an older epoch than its primary's.
+7. kept WAIT      No WAIT is answered with acknowledgements for a write of an older epoch than its primary's, unless
+                  the same server has led without a break since (it took back an epoch that nobody wanted).
+8. guard          A Redis accepts writes only while its guard is armed, or about to fence it.
+9. handover       An epoch that came by handover has, when it serves, every write that the one before it executed.
+10. refused       A write that was refused was not executed; none is executed twice.
+11. orders        An order that is done is: the latest epoch is of the member that was asked for.
 """
 
 from __future__ import annotations
@@ -16,7 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from redis_agent.replication import Ledger
-from redis_agent.znodes import Leader, LeaderPhase, Paths, decode_leader, decode_ledger
+from redis_agent.znodes import Leader, LeaderPhase, Order, OrderState, Paths, decode_leader, decode_ledger, decode_order
+from tests.sim.excuses import Excuses
 from tests.sim.redis import SimRedis, Watcher
 from tests.sim.redis_data import RedisConn
 from tests.sim.world import Violation, World
@@ -62,6 +69,7 @@ class Checker(Watcher):
         self.world = world
         self.leader_path = paths.leader
         self.ledger_path = paths.epoch
+        self.orders_path = paths.orders + "/"
         self.minority = (voters - 1) // 2
         self.writes: dict[int, Write] = {}
         self.confirmed: dict[int, None] = {}
@@ -69,12 +77,21 @@ class Checker(Watcher):
         self.serving: Serving | None = None
         self.served: dict[int, str] = {}
         self.redis_of: Callable[[str], SimRedis | None] = lambda _name: None
+        self.excuses = Excuses(world)
+        self.orders: dict[str, Order] = {}
+        self.handovers = 0
+        self.guard_fences = 0
+        self.residue: list[int] = []
+        """Writes that an excused server executed beside or after its successor."""
         self.claimed: dict[int, tuple[str, str]] = {}
         self.failovers = 0
         self.partial_resyncs = 0
         self.full_resyncs = 0
         self.transfer_share = 1.0
         self._forgetful: dict[str, _Regain | None] = {}
+        self._served: dict[int, Leader] = {}
+        self._executed: dict[str, list[int]] = {}  # by replid
+        self._looking_again = False
 
     # -- the servers ------------------------------------------------------------------------------------------------
 
@@ -92,11 +109,33 @@ class Checker(Watcher):
         if self.world.tracing:
             self.world.log(f"{name}.redis", f"ACCEPTS WRITES replid={redis.replid[:6]} offset={redis.offset}")
         if len(self.writable) > 1:
-            raise Violation("one writer", f"{sorted(self.writable)} accept writes at the same moment")
+            self._several_writers()
         serving = self.serving
         if serving is None or serving.redis is not redis or serving.leader.replid != redis.replid:
+            if self.excuses.excused(name):
+                return
             raise Violation("process", f"{name} accepts writes in a process or with a replid that was never published")
+        guard = redis.site.guard
+        if guard is None or not guard.watches:
+            raise Violation("guard", f"{name} accepts writes, and its guard is not armed")
         self._has_confirmed(redis, "accepts writes")
+
+    def _several_writers(self) -> None:
+        """All but the one that serves must be excused; that excuse ends soon."""
+        serving = self.serving.redis if self.serving is not None else None
+        blamed = [
+            name for name, redis in self.writable.items() if redis is not serving and not self.excuses.excused(name)
+        ]
+        if len(blamed) > (0 if serving in self.writable.values() else 1):
+            raise Violation("one writer", f"{sorted(self.writable)} accept writes at the same moment")
+        if not self._looking_again:
+            self._looking_again = True
+            self.world.after(0.01, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looking_again = False
+        if len(self.writable) > 1:
+            self._several_writers()
 
     def died(self, redis: SimRedis) -> None:
         self._lost(redis, redis.data)
@@ -116,13 +155,37 @@ class Checker(Watcher):
         self._forgetful[redis.site.name] = None
 
     def wrote(self, redis: SimRedis, write_id: int) -> None:
+        if write_id in self.writes:
+            raise Violation("refused", f"write {write_id} is executed twice, now by {redis.site.name}")
         self.writes[write_id] = Write(redis.site.name, redis.replid, self.world.now)
+        self._executed.setdefault(redis.replid, []).append(write_id)
+        serving = self.serving
+        if (serving is None or serving.redis is not redis) and self.excuses.excused(redis.site.name):
+            self.residue.append(write_id)
+
+    def refused(self, write_id: int, reply: str) -> None:
+        """A client was told that this write was not executed."""
+        if write_id in self.writes:
+            raise Violation("refused", f"write {write_id} was answered {reply}, and was executed")
 
     def waited(self, redis: SimRedis, conn: RedisConn, count: int) -> None:
-        if conn.wrote_in and conn.wrote_in != redis.replid and count:
+        if conn.wrote_in and conn.wrote_in != redis.replid and count and not self._taken_back(redis, conn.wrote_in):
             raise Violation(
                 "kept WAIT", f"{redis.site.name} tells {conn.client.name} of acknowledgements in a new epoch"
             )
+
+    def _taken_back(self, redis: SimRedis, wrote_in: str) -> bool:
+        """From that epoch to now this server has led without a break: no rival can have come between."""
+        serving = self.serving
+        if serving is None or serving.redis is not redis:
+            return False
+        leader = serving.leader
+        while leader.by_handover and leader.replid != wrote_in:
+            before = self._served.get(leader.epoch - 1)
+            if before is None or before.name != leader.name:
+                return False
+            leader = before
+        return leader.replid == wrote_in
 
     def advanced(self, redis: SimRedis) -> None:
         """A member that lost its memory has it again once it is level with where the serving leader was."""
@@ -156,6 +219,9 @@ class Checker(Watcher):
                 f"{replica.site.name} ({len(replica.data)} writes at {offset}) joins {primary.site.name} "
                 f"({size} writes there) by a partial resync, but their histories differ",
             )
+
+    def guard_fires(self, redis: SimRedis) -> None:
+        self.guard_fences += 1
 
     def transfer_s(self, writes: int) -> float:
         self.full_resyncs += 1
@@ -208,8 +274,20 @@ class Checker(Watcher):
             if change.path == self.ledger_path and change.new is not None:
                 before = decode_ledger(change.old.data) if change.old is not None and change.old.data else Ledger()
                 self._ledger(before, decode_ledger(change.new.data))
-            elif change.path == self.leader_path:
+        for change in txn.changes:
+            if change.path == self.leader_path:
                 self._leader(decode_leader(change.new.data) if change.new is not None else None)
+            elif change.path.startswith(self.orders_path):
+                self._order(change.path, decode_order(change.new.data) if change.new is not None else None)
+
+    def _order(self, path: str, order: Order | None) -> None:
+        if order is None:
+            self.orders.pop(path, None)
+            return
+        self.orders[path] = order
+        owner = self.claimed[max(self.claimed)][0] if self.claimed else "nobody"
+        if order.state == OrderState.DONE and order.to not in ("", owner):
+            raise Violation("orders", f"{path} is done, but the latest epoch is of {owner} instead of {order.to}")
 
     def _ledger(self, before: Ledger, after: Ledger) -> None:
         if after.epoch not in (before.epoch, before.epoch + 1):
@@ -234,7 +312,24 @@ class Checker(Watcher):
         redis = self.redis_of(leader.name)
         self.serving = Serving(leader, redis)
         self.served[leader.epoch] = leader.name
+        self._served[leader.epoch] = leader
         if self._stands(self.serving):
             assert redis is not None
             self._has_confirmed(redis, f"serves epoch {leader.epoch}")
+            if leader.by_handover:
+                self._lost_nothing(leader, redis)
             self._remembers(redis)
+
+    def _lost_nothing(self, leader: Leader, redis: SimRedis) -> None:
+        self.handovers += 1
+        before = self._served.get(leader.epoch - 1)
+        if before is None:
+            raise Violation("handover", f"epoch {leader.epoch} came by handover from one that never served")
+        held = set(redis.data)
+        lost = [number for number in self._executed.get(before.replid, ()) if number not in held]
+        if lost:
+            raise Violation(
+                "handover",
+                f"{leader.name} serves epoch {leader.epoch} by handover without {len(lost)} writes that "
+                f"{before.name} executed, the first is number {lost[0]} of {self.writes[lost[0]].at:.4f}",
+            )

@@ -16,6 +16,9 @@ REPLY_LIMIT_S = 2.0
 WAIT_LIMIT_S = 0.3
 REPEATS = 5
 
+REFUSALS = frozenset({"READONLY", "NOREPLICAS", "LOADING", "MISCONF"})
+"""Answers that say that the write was certainly not executed."""
+
 
 class Client:
     """One application on a host of its own, with one connection at a time."""
@@ -103,7 +106,7 @@ class Client:
 class Writer(Client):
     """Writes numbers that are unique in the run. A durable one asks for WAIT behind each write, in the way of the
     project's own client: enough acknowledgements, by enough different voters. It keeps its connection as long as it
-    can, and repeats a WAIT on it.
+    can, and repeats a WAIT on it. What was certainly not executed is tried again.
     """
 
     def __init__(self, cluster: Cluster, name: str, pace_s: float, *, durable: bool) -> None:
@@ -111,10 +114,14 @@ class Writer(Client):
         self.durable = durable
         self.repeat_s = 0.05
         self._write_id = 0
+        self._refused = False
         self._repeats = 0
 
     def operate(self, conn: RedisConn) -> None:
-        self._write_id = self.cluster.new_write()
+        """A new write, or once more the one that was refused."""
+        if not self._refused:
+            self._write_id = self.cluster.new_write()
+        self._refused = False
         conn.up.send(conn.redis.process.run, conn.redis.write, conn, self._write_id)
 
     def replied(self, conn: RedisConn, reply: tuple[Any, ...]) -> None:
@@ -129,6 +136,9 @@ class Writer(Client):
         elif kind == "WAITED":
             self._waited(conn, reply[1], reply[2])
         else:  # refused: try elsewhere, or stay and see
+            if kind in REFUSALS and reply[1] == self._write_id:
+                self.checker.refused(self._write_id, kind)
+                self._refused = True
             if self.world.chance(0.5):
                 self._hang_up()
             self._again()
@@ -161,7 +171,8 @@ class Reader(Client):
 
     def _read(self, conn: RedisConn) -> None:
         redis = conn.redis
-        if self._wanted and redis.writable and self._wanted not in redis.data:
+        blameless = not redis.writable or self.checker.excuses.excused(redis.site.name)
+        if self._wanted and not blameless and self._wanted not in redis.data:
             write = self.checker.writes[self._wanted]
             if len(write.lost_by) <= self.checker.minority:
                 raise Violation("confirmed", f"{self.name} reads from {redis.site.name}: {self._wanted} is missing")

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from redis_agent.core.settings import CoreSettings
-from redis_agent.messages import Delete
+from redis_agent.messages import Create, Delete
 from redis_agent.replication import Address
-from redis_agent.znodes import Leader, LeaderPhase, Paths, decode_leader
+from redis_agent.znodes import Leader, LeaderPhase, Order, OrderState, Paths, decode_leader, decode_order, encode
 from tests.sim import transcript
-from tests.sim.agent import Member
+from tests.sim.agent import WALL_OFFSET_S, Member
 from tests.sim.checker import Checker
 from tests.sim.clients import Client, Reader, Writer
 from tests.sim.redis_data import Disk, Site, Sites
@@ -58,10 +58,12 @@ class Cluster:
         for number in range(shape.members):
             self._add(NAMES[number], shape.disks[number % len(shape.disks)])
         self.checker.redis_of = lambda name: self.members[name].site.redis
+        self.checker.excuses.member_of = self.members.get
         self.voter_addresses = frozenset(site.address for site in self.sites.values())
         self.wait = shape.members // 2
         self.clients: list[Client] = []
         self._last_write = 0
+        self._last_order = 0
 
     def _add(self, name: str, disk: str) -> None:
         site = Site(name, Address(name, PORT), Disk(disk))
@@ -175,3 +177,23 @@ class Cluster:
     def delete_leader(self) -> None:
         """Somebody deletes ``leader`` with a ZooKeeper shell."""
         self.ensemble.decide(None, (Delete(self.paths.leader),), "deleted by hand")
+
+    def order_switchover(self, to: str = "", *, expires_s: float = 30.0) -> str:
+        """``redis-agent switchover``: returns the order's path."""
+        self._last_order += 1
+        path = self.paths.order(f"switchover-{self._last_order:03}")
+        order = Order(
+            kind="switchover", to=to, by="an operator", at=self.world.now + WALL_OFFSET_S, expires_s=expires_s
+        )
+        ops = (Create(path, encode(order)),)
+        if self.paths.orders not in self.ensemble.tree.nodes:
+            return path  # there is no cluster to order anything of yet
+        self.ensemble.decide(None, ops, "an operator's order")
+        return path
+
+    def order_of(self, path: str) -> Order:
+        return decode_order(self.ensemble.tree.nodes[path].data)
+
+    def orders_answered(self) -> bool:
+        """Nobody waits for an answer any more."""
+        return all(order.state in OrderState.FINAL for order in self.checker.orders.values())

@@ -11,7 +11,7 @@ from tests.sim.world import World
 class Process:
     """One life of a process. What happens inside it waits while it is stopped and never happens once it is dead."""
 
-    __slots__ = ("_waiting", "alive", "host", "name", "stopped", "world")
+    __slots__ = ("_waiting", "alive", "host", "name", "running_since", "stopped", "world")
 
     def __init__(self, world: World, name: str, host: str) -> None:
         self.world = world
@@ -19,6 +19,7 @@ class Process:
         self.host = host
         self.alive = True
         self.stopped = False
+        self.running_since = world.now
         self._waiting: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
     def run(self, fn: Callable[..., Any], *args: Any) -> None:
@@ -38,6 +39,7 @@ class Process:
         """Continue: what waited happens now, in the order in which it came."""
         if self.stopped:
             self.stopped = False
+            self.running_since = self.world.now
             waiting, self._waiting = self._waiting, []
             for number, (fn, args) in enumerate(waiting):
                 if self.stopped:  # stopped again by what it did

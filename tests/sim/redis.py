@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
+from redis_agent.redis_tail import surplus
 from redis_agent.replication import NOWHERE, Address, RedisInfo, ReplicaLink
 from tests.sim.process import Process
 from tests.sim.redis_data import FENCE, MAX_LAG_S, WRITE_BYTES, RedisConn, Site, Sites, Snapshot
@@ -44,6 +46,9 @@ class Watcher:
 
     def died(self, redis: SimRedis) -> None:
         """The process is gone."""
+
+    def guard_fires(self, redis: SimRedis) -> None:
+        """Its guard begins to fence it."""
 
     def transfer_s(self, writes: int) -> float:
         """How long sending a file of so many writes takes."""
@@ -83,9 +88,14 @@ class SimRedis(Replication):
         self.on_exit: list[Callable[[SimRedis], None]] = []
         self.role_generation = 0  # role commands of an older connection are no longer executed
         self.min_replicas = FENCE
+        self.sick = ""
+        """Why it can't save, as `Probed.sick` says it; then it refuses writes. Set by `fall_ill`."""
         self.paused_until = 0.0
+        self.silent_until = 0.0
         self.clients: dict[RedisConn, None] = {}
         self._postponed: deque[tuple[RedisConn, int]] = deque()
+        self._unread: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._saving = False
         self._waiting: list[_Waiting] = []
         self._second = 0
         self.primary_address = NOWHERE
@@ -130,10 +140,45 @@ class SimRedis(Replication):
         self.process.after(1.0, self._cron)
 
     def save(self) -> None:
-        """BGSAVE. A replica that has lost its position saves no replid."""
+        """BGSAVE, as if it took no time."""
+        if not self.sick:
+            self.site.disk.dump = self._snapshot()
+
+    def _snapshot(self) -> Snapshot:
+        """A replica that has lost its position saves no replid."""
         knows = self.stream is not None if self.is_primary else self.link_up or self.cached
         replid, offset = (self.replid, self.offset) if knows else ("", 0)
-        self.site.disk.dump = Snapshot(list(self.data), replid, offset)
+        return Snapshot(list(self.data), replid, offset)
+
+    def save_tail(self, name: str, keep: int, done: Callable[[str, str], None]) -> None:
+        """SaveTail: ``done(path, error)`` is called in this process after some time, and never if it dies before.
+
+        One save at a time: the next one begins behind it.
+        """
+        if self._saving:
+            self.process.after(0.01, self.save_tail, name, keep, done)
+            return
+        error = "saving is off" if keep < 1 else "LOADING" if self.loading else self.sick
+        self._saving = not error
+        snapshot = self._snapshot()
+        takes_s = 0.001 if error else self.watcher.transfer_s(len(snapshot.data))
+        self.process.after(takes_s, self._tail_saved, snapshot, name, keep, done, error)
+
+    def _tail_saved(
+        self, snapshot: Snapshot, name: str, keep: int, done: Callable[[str, str], None], error: str
+    ) -> None:
+        if error:
+            done("", error)
+            return
+        self._saving = False
+        disk = self.site.disk
+        if (snapshot.replid and snapshot.replid != self.replid) or self.loading or self.syncing:
+            done("", "its data set was replaced meanwhile")
+            return
+        disk.dump = disk.diverged[name] = snapshot
+        for old in surplus(disk.diverged, name, keep):
+            del disk.diverged[old]
+        done(f"{self.site.name}/diverged/{name}.rdb", "")
 
     def shut_down(self) -> None:
         """SHUTDOWN: saves what its configuration says."""
@@ -170,13 +215,24 @@ class SimRedis(Replication):
         return self.world.now < self.paused_until
 
     @property
+    def silent(self) -> bool:
+        """CLIENT PAUSE for all commands: it lives and answers nobody."""
+        return self.world.now < self.silent_until
+
+    @property
     def fenced(self) -> bool:
         return self.min_replicas > 0 and self.good < self.min_replicas
 
     @property
+    def open(self) -> bool:
+        """The fence is lifted: nothing but a lack of replicas keeps a primary from taking writes."""
+        return self.min_replicas < FENCE
+
+    @property
     def writable(self) -> bool:
         """A client's write would be executed. A stopped process counts: it may be continued at any time."""
-        return self.process.alive and self.is_primary and not self.loading and not self.fenced and not self.paused
+        able = self.process.alive and self.is_primary and not self.loading and not self.sick
+        return able and not self.fenced and not self.paused
 
     def info(self) -> RedisInfo:
         replica_offset = None
@@ -226,7 +282,8 @@ class SimRedis(Replication):
         self.close_uplink()
         self.primary_address = address
         self.cached = self.cached or was_primary
-        for waiting in self._waiting[:]:  # -UNBLOCKED, and the connection is closed
+        for waiting in self._waiting[:]:  # but a write that waits for the end of a pause goes on waiting
+            waiting.conn.down.send(waiting.conn.client.on_reply, waiting.conn, ("UNBLOCKED", 0))
             self.close_client(waiting.conn)
         self.watcher.changed(self)
         self.process.after(self.world.uniform(0.0001, 0.001), self._connect)
@@ -252,15 +309,35 @@ class SimRedis(Replication):
         self.watcher.changed(self)
         self.process.after(for_s, self._pause_over)
 
+    def pause_all(self, for_s: float) -> None:
+        """An operator's CLIENT PAUSE for all commands; UNPAUSE waits for its end, like any other."""
+        self.silent_until = max(self.silent_until, self.world.now + for_s)
+        self.pause_writes(for_s)
+
     def unpause(self) -> None:
-        self.paused_until = 0.0
+        self.paused_until = self.silent_until = 0.0
         self._pause_over()
 
     def _pause_over(self) -> None:
         if not self.paused:
             self.watcher.changed(self)
-            while self._postponed and not self.paused:
-                self._execute(*self._postponed.popleft())
+        while self._unread and not self.silent:
+            fn, args = self._unread.popleft()
+            fn(*args)
+        while self._postponed and not self.paused:
+            self._execute(*self._postponed.popleft())
+
+    def obey(self, fn: Callable[..., Any], *args: Any) -> None:
+        """Execute a command of anybody's, the agent's too: while all are paused it waits."""
+        if self.silent:
+            self._unread.append((fn, args))
+        else:
+            fn(*args)
+
+    def fall_ill(self, reason: str) -> None:
+        """It can't save any more (or can again: an empty reason), and refuses writes to say so."""
+        self.sick = reason
+        self.watcher.changed(self)
 
     # -- clients ----------------------------------------------------------------------------------------------------
 
@@ -285,6 +362,10 @@ class SimRedis(Replication):
         for conn in list(self.clients):
             self.close_client(conn)
 
+    def kick_clients(self) -> None:
+        """CLIENT KILL of each, by id. Here that is the same: the agent's own connections are none of ``clients``."""
+        self.kill_clients()
+
     def write(self, conn: RedisConn, write_id: int) -> None:
         if conn.open:
             self._execute(conn, write_id)
@@ -292,7 +373,9 @@ class SimRedis(Replication):
     def _execute(self, conn: RedisConn, write_id: int) -> None:
         if not conn.open:
             return
-        if self.is_primary and self.fenced:
+        if self.sick:
+            reply = "MISCONF"
+        elif self.is_primary and self.fenced:
             reply = "NOREPLICAS"
         elif not self.is_primary:
             reply = "READONLY"
@@ -310,6 +393,9 @@ class SimRedis(Replication):
 
     def wait(self, conn: RedisConn, number: int, timeout_s: float) -> None:
         """WAIT, with a ROLE in the same round trip: (count, addresses that have the client's last write)."""
+        if self.silent:
+            self.obey(self.wait, conn, number, timeout_s)
+            return
         if not conn.open:
             return
         if not self.is_primary:

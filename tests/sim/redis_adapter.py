@@ -1,4 +1,4 @@
-"""The simulated Redis adapter: launches and watches the local server, and carries out the core's Redis commands.
+"""The simulated Redis adapter: carries out what the core orders of Redis, the local one and others.
 
 Role commands run one after the other. One that is not answered in time has an unknown outcome: its connection is
 killed before the next one runs, but until then a stopped server may still come to it.
@@ -11,13 +11,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from redis_agent.messages import (
+    ArmGuard,
     CatchUp,
     CaughtUp,
+    DisarmGuard,
     Event,
     Fence,
     Follow,
     Freeze,
+    KickClients,
     KillRedis,
+    LeaveRedis,
     LiftFence,
     PauseWrites,
     Probe,
@@ -27,22 +31,20 @@ from redis_agent.messages import (
     ProbeRemote,
     Promote,
     RedisCommand,
-    RedisDied,
-    RedisUp,
     RemoteProbed,
     RoleCommand,
     RoleDone,
     RoleFailed,
+    SaveTail,
     ScriptKill,
     StartRedis,
     StopRedis,
+    TailSaved,
     Unpause,
 )
 from redis_agent.replication import NOWHERE, Address, RedisInfo
-from tests.sim.process import Process
-from tests.sim.redis import Refused, SimRedis, Watcher
-from tests.sim.redis_data import Site, Sites
-from tests.sim.world import Network
+from tests.sim.redis import Refused, SimRedis
+from tests.sim.redis_life import RedisLife
 
 if TYPE_CHECKING:
     from tests.sim.world import Timer
@@ -50,92 +52,30 @@ if TYPE_CHECKING:
 CATCH_UP_POLL_S = 0.002
 
 
-class RedisAdapter:
+class RedisAdapter(RedisLife):
     """What the agent's process does to Redis. ``post`` takes the events."""
 
-    def __init__(
-        self, net: Network, sites: Sites, site: Site, watcher: Watcher, process: Process, post: Callable[[Event], None]
-    ) -> None:
-        self.net = net
-        self.world = net.world
-        self.sites = sites
-        self.site = site
-        self.watcher = watcher
-        self.process = process
-        self.post = post
-        self.redis: SimRedis | None = None
-        self.incarnation = 0
-        self.ordered = False
-        self._was_up = False
+    _role: RoleCommand | None = None
+    _role_sent = False
+    _unsettled = False
+    _role_timer: Timer | None = None
+
+    def begin_roles(self) -> None:
         self._roles: deque[tuple[RoleCommand, float]] = deque()
-        self._role: RoleCommand | None = None
-        self._role_sent = False
+        self._role = None
         self._unsettled = False
-        self._role_timer: Timer | None = None
-        self._role_generation = 0
 
-    # -- the process ------------------------------------------------------------------------------------------------
-
-    def start(self, command: StartRedis) -> None:
-        self.process.after(self.world.uniform(0.002, 0.010), self._spawn, command)
-
-    def _spawn(self, command: StartRedis) -> None:
-        assert self.site.redis is None, "two servers on one data directory"
-        pid = self.world.rng.randrange(1000, 30000)
-        self.redis = redis = SimRedis(self.net, self.sites, self.site, self.watcher, pid)
-        redis.on_exit.append(self._exited)
-        self.incarnation = command.incarnation
-        self.ordered = self._was_up = False
-        self._role_generation = 0
-        self._unsettled = False
-        if self.world.tracing:
-            self.world.log(
-                f"{self.site.name}.redis", f"started: replid={redis.replid[:6]} offset={redis.offset} {redis.loading=}"
-            )
-        redis.process.after(self.world.uniform(0.003, 0.02), self._answers, redis)
-
-    def _answers(self, redis: SimRedis) -> None:
-        self.process.run(self._up, redis, redis.info())
-
-    def _up(self, redis: SimRedis, info: RedisInfo) -> None:
-        if redis is self.redis and redis.process.alive:
-            self._was_up = True
-            self.post(RedisUp(self.incarnation, redis.pid, redis.started_at, info))
-
-    def _exited(self, redis: SimRedis) -> None:
-        """The parent learns of the death of its child."""
-        self.world.after(self.world.uniform(0.0002, 0.001), self.process.run, self._died, redis)
-
-    def _died(self, redis: SimRedis) -> None:
-        if redis is not self.redis:
-            return
-        self.redis = None
-        event = RedisDied(self.incarnation, redis.status, "", was_up=self._was_up, ordered=self.ordered)
+    def fail_roles(self, why: str) -> list[Event]:
         role, self._role = self._role, None
         waiting, self._roles = self._roles, deque()
         if self._role_timer is not None:
             self._role_timer.cancel()
-        failures = [RoleFailed(each.incarnation, each.request, "not sent: it is dead", False) for each, _ in waiting]
+        failures: list[Event] = [
+            RoleFailed(each.incarnation, each.request, f"not sent: {why}", unknown=False) for each, _ in waiting
+        ]
         if role is not None:
             failures.insert(0, RoleFailed(role.incarnation, role.request, "connection closed", self._role_sent))
-        news: list[Event] = [event, *failures] if self.world.chance(0.5) else [*failures, event]
-        for each in news:  # two threads learn of it, in any order
-            self.post(each)
-
-    def stop(self, command: StopRedis) -> None:
-        redis = self._of(command.incarnation)
-        if redis is not None:
-            self.ordered = True
-            redis.process.after(self.world.uniform(0.002, 0.05), redis.shut_down)
-            self.process.after(command.limit_s, redis.kill)
-
-    def kill(self, command: KillRedis) -> None:
-        redis = self._of(command.incarnation)
-        if redis is not None:
-            redis.kill()
-
-    def _of(self, incarnation: int) -> SimRedis | None:
-        return self.redis if incarnation == self.incarnation else None
+        return failures
 
     # -- commands ---------------------------------------------------------------------------------------------------
 
@@ -143,10 +83,16 @@ class RedisAdapter:
         match command:
             case StartRedis():
                 self.start(command)
+            case ArmGuard() | DisarmGuard():
+                self.tell_guard(command)
+            case LeaveRedis():
+                self.leave(command)
             case StopRedis():
                 self.stop(command)
             case KillRedis():
                 self.kill(command)
+            case SaveTail():
+                self._save_tail(command)
             case Probe():
                 self._probe(command)
             case ProbeRemote():
@@ -162,12 +108,8 @@ class RedisAdapter:
             case _:
                 self._queue_role(command)
 
-    def _local(self) -> float:
-        """One way between agent and server, over the unix socket."""
-        return self.net.delay(self.site.name, self.site.name)
-
     def _probe(self, command: Probe) -> None:
-        redis = self._of(command.incarnation)
+        redis = self.of(command.incarnation)
         answered: list[bool] = []
 
         def finish(event: Event) -> None:
@@ -178,22 +120,42 @@ class RedisAdapter:
         def refused() -> None:
             finish(ProbeFailed(command.incarnation, command.request, ProbeError.REFUSED))
 
-        if redis is None or not redis.process.alive or not self._was_up:
-            self.process.after(self._local(), refused)
+        if redis is None or not redis.process.alive or not self.is_up:
+            self.process.after(self.local_s(), refused)
             return
         sent_at = self.world.now
 
         def at_redis() -> None:
             drift = (("min-replicas-to-write", str(redis.min_replicas)),)
-            done = Probed(command.incarnation, command.request, sent_at, redis.info(), drift)
-            self.process.after(self._local(), finish, done)
+            done = Probed(command.incarnation, command.request, sent_at, redis.info(), drift, redis.sick)
+            self.process.after(self.local_s(), finish, done)
 
         def timeout() -> None:
             error = ProbeError.TIMEOUT if redis.process.alive else ProbeError.REFUSED
+            if redis.process.alive and not redis.process.stopped and redis.silent:
+                error = ProbeError.PAUSED
             finish(ProbeFailed(command.incarnation, command.request, error))
 
-        redis.process.after(self._local(), at_redis)
+        redis.process.after(self.local_s(), redis.obey, at_redis)
         self.process.after(command.limit_s, timeout)
+
+    def _save_tail(self, command: SaveTail) -> None:
+        redis = self.of(command.incarnation)
+        answered: list[bool] = []
+
+        def finish(path: str, error: str) -> None:
+            if not answered:
+                answered.append(True)
+                self.post(TailSaved(command.incarnation, command.request, path, error))
+
+        def saved(path: str, error: str) -> None:
+            self.process.after(self.local_s(), finish, path, error)
+
+        if redis is None or not self.is_up:
+            self.process.after(self.local_s(), finish, "", "redis-server is not up")
+            return
+        redis.process.after(self.local_s(), redis.obey, redis.save_tail, command.name, command.keep, saved)
+        self.process.after(command.limit_s, finish, "", "not saved in time")
 
     def _ask(self, address: Address, limit_s: float, then: Callable[[RedisInfo | None], None]) -> None:
         """INFO of any server; None if there is no answer within the limit."""
@@ -209,7 +171,7 @@ class RedisAdapter:
         if site is None or not self.net.open(self.site.name, site.name):
             return
         if site.redis is None:
-            self.process.after(2 * self._local(), finish, None)
+            self.process.after(2 * self.local_s(), finish, None)
             return
         redis = site.redis
 
@@ -218,7 +180,7 @@ class RedisAdapter:
             if self.net.open(self.site.name, site.name):
                 self.process.after(self.net.delay(site.name, self.site.name), finish, info)
 
-        redis.process.after(self.net.delay(self.site.name, site.name), at_redis)
+        redis.process.after(self.net.delay(self.site.name, site.name), redis.obey, at_redis)
 
     def _catch_up(self, command: CatchUp) -> None:
         over: list[bool] = []
@@ -249,8 +211,8 @@ class RedisAdapter:
     # -- role commands ----------------------------------------------------------------------------------------------
 
     def _queue_role(self, command: RoleCommand) -> None:
-        redis = self._of(command.incarnation)
-        if redis is None or not redis.process.alive or not self._was_up:
+        redis = self.of(command.incarnation)
+        if redis is None or not redis.process.alive or not self.is_up:
             self._refuse_role(command, "redis-server is not up")
             return
         self._roles.append((command, self.world.now + command.limit_s))
@@ -269,14 +231,14 @@ class RedisAdapter:
             self._role_sent = False
             self._role_timer = self.world.at(deadline, self.process.run, self._role_timeout, command)
             if self._unsettled:
-                redis.process.after(self._local(), self._settle, redis, command)
+                redis.process.after(self.local_s(), redis.obey, self._settle, redis, command)
             else:
                 self._send_role(redis, command)
 
     def _settle(self, redis: SimRedis, command: RoleCommand) -> None:
         """Redis kills the old connection: what it has not read of it by now, it never reads."""
-        redis.role_generation = self._role_generation
-        self.process.after(self._local(), self._settled, redis, command)
+        redis.role_generation = self.role_generation
+        self.process.after(self.local_s(), self._settled, redis, command)
 
     def _settled(self, redis: SimRedis, command: RoleCommand) -> None:
         if command is self._role:
@@ -290,7 +252,7 @@ class RedisAdapter:
             self._next_role()
             return
         self._role_sent = True
-        redis.process.after(self._local(), self._at_redis, redis, command, self._role_generation)
+        redis.process.after(self.local_s(), redis.obey, self._at_redis, redis, command, self.role_generation)
 
     def _refuse_role(self, command: RoleCommand, reason: str, *, late: bool = False) -> None:
         failed = RoleFailed(command.incarnation, command.request, reason, unknown=False, late=late)
@@ -301,7 +263,8 @@ class RedisAdapter:
             return
         self._role = None
         if self._role_sent:
-            self._role_generation += 1
+            assert self.guard is not None
+            self.role_generation = self.guard.new_generation()
             self._unsettled = True
         reason = "timeout" if self._role_sent else "not sent: the old connection can't be killed"
         self.post(RoleFailed(command.incarnation, command.request, reason, unknown=self._role_sent))
@@ -314,14 +277,14 @@ class RedisAdapter:
         try:
             wait_s = self._carry_out(redis, command)
         except Refused as refusal:
-            self.process.after(self._local(), self._role_done, command, None, str(refusal))
+            self.process.after(self.local_s(), self._role_done, command, None, str(refusal))
             return
         redis.process.after(wait_s, self._read_behind, redis, command)
 
     def _read_behind(self, redis: SimRedis, command: RoleCommand) -> None:
         if isinstance(command, Promote):
             redis.make_backlog()
-        self.process.after(self._local(), self._role_done, command, redis.info(), "")
+        self.process.after(self.local_s(), self._role_done, command, redis.info(), "")
 
     def _role_done(self, command: RoleCommand, info: RedisInfo | None, refusal: str) -> None:
         if command is not self._role:
@@ -362,6 +325,8 @@ class RedisAdapter:
                 redis.pause_writes(command.for_s)
             case Unpause():
                 redis.unpause()
+            case KickClients():
+                redis.kick_clients()
         return 0.0
 
 

@@ -11,6 +11,7 @@ from redis_agent.replication import Address
 from tests.sim.world import Network, Pipe
 
 if TYPE_CHECKING:
+    from tests.sim.guard import Guard
     from tests.sim.redis import SimRedis
 
 PING = 0
@@ -46,6 +47,8 @@ class Disk:
     mode: str = "none"
     dump: Snapshot | None = None
     aof: list[int] = field(default_factory=list)
+    diverged: dict[str, Snapshot] = field(default_factory=dict)
+    """What SaveTail put aside, by name."""
 
     def describe(self) -> str:
         dump = f"dump of {len(self.dump.data)} at {self.dump.replid[:6]}@{self.dump.offset}" if self.dump else "no dump"
@@ -54,6 +57,7 @@ class Disk:
     def wipe(self) -> None:
         self.dump = None
         self.aof = []
+        self.diverged = {}
 
     def lose_tail(self, rng: Random) -> None:
         """What a crash takes from the end of the AOF: mostly nothing."""
@@ -159,12 +163,13 @@ class RedisConn:
 
 @dataclass(slots=True)
 class Site:
-    """Where a Redis lives: its host, address and disk, and the process that runs there now."""
+    """Where a Redis lives: its host, address and disk, and the process that runs there now, with its guard."""
 
     name: str
     address: Address
     disk: Disk
     redis: SimRedis | None = None
+    guard: Guard | None = None
 
 
 Sites = dict[Address, Site]

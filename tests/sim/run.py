@@ -11,6 +11,7 @@ import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from tests.sim.cluster import Cluster, Shape
 from tests.sim.nemesis import Nemesis
@@ -18,6 +19,7 @@ from tests.sim.world import Violation
 
 FAULTS_S = 60.0
 HEAL_LIMIT_S = 90.0
+ORDERS_LIMIT_S = 30.0
 TAIL_LINES = 150
 
 
@@ -38,7 +40,14 @@ def shape_of(seed: int) -> Shape:
     return Shape(members=members, disks=disks, writers=(2, 3)[seed % 2])
 
 
-def run(seed: int, *, trace: bool = False, faults_s: float = FAULTS_S, long_pauses: bool = False) -> Result:
+def run(
+    seed: int,
+    *,
+    trace: bool = False,
+    faults_s: float = FAULTS_S,
+    long_pauses: bool = True,
+    only: tuple[str, ...] = (),
+) -> Result:
     """One seed: start, break things for a while, heal, and see that all is well."""
     shape = shape_of(seed)
     cluster = Cluster(seed, shape, trace=trace)
@@ -49,7 +58,7 @@ def run(seed: int, *, trace: bool = False, faults_s: float = FAULTS_S, long_paus
     try:
         cluster.start()
         cluster.start_clients()
-        nemesis = Nemesis(cluster, long_pauses=long_pauses)
+        nemesis = Nemesis(cluster, long_pauses=long_pauses, only=only)
         if cluster.world.chance(0.8):
             cluster.until("the first leader serves and all follow", cluster.in_sync)
         nemesis.start()
@@ -60,6 +69,7 @@ def run(seed: int, *, trace: bool = False, faults_s: float = FAULTS_S, long_paus
         cluster.until("after healing one leader serves and all others are in sync", cluster.in_sync, HEAL_LIMIT_S)
         cluster.run(2.0)
         cluster.until("it stays so", cluster.in_sync, 1.0)
+        cluster.until("every order has its answer", cluster.orders_answered, ORDERS_LIMIT_S)
     except Violation as found:
         violation = found
     except AssertionError:  # the fakes' own: it needs the seed and the transcript as much
@@ -81,9 +91,9 @@ def report(result: Result, *, lines: int | None = TAIL_LINES) -> str:
     )
 
 
-def explain(seed: int, *, faults_s: float = FAULTS_S, long_pauses: bool = False) -> str:
-    """Run a seed again with the transcript on, and report."""
-    return report(run(seed, trace=True, faults_s=faults_s, long_pauses=long_pauses))
+def explain(seed: int, **how: Any) -> str:
+    """Run a seed again with the transcript on, and report. ``how``: as `run` takes it."""
+    return report(run(seed, trace=True, **how))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,7 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
     which.add_argument("--seed", type=int, metavar="N")
     parser.add_argument("--trace", action="store_true", help="print the whole transcript")
     parser.add_argument("--faults-s", type=float, default=FAULTS_S, help="how long things are broken, virtual seconds")
-    parser.add_argument("--long-pauses", action="store_true", help="stop agents past their lease (needs a guard)")
+    parser.add_argument("--short-pauses", action="store_true", help="do not stop agents past their lease")
+    parser.add_argument("--only", metavar="KIND,...", default="", help="faults of these kinds alone")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first violation")
     options = parser.parse_args(arguments)
     if options.seed is not None:
@@ -101,11 +112,16 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         first, _, last = options.seeds.rpartition("..")
         seeds = range(int(first or 1), int(last) + 1)
+    how: dict[str, Any] = {
+        "faults_s": options.faults_s,
+        "long_pauses": not options.short_pauses,
+        "only": tuple(filter(None, options.only.split(","))),
+    }
     totals: Counter[str] = Counter()
     failed: list[int] = []
     began = time.process_time()
     for seed in seeds:
-        result = run(seed, trace=options.trace, faults_s=options.faults_s, long_pauses=options.long_pauses)
+        result = run(seed, trace=options.trace, **how)
         checker = result.cluster.checker
         totals.update(
             events=result.cluster.world.events,
@@ -114,6 +130,10 @@ def main(arguments: list[str] | None = None) -> int:
             epochs=checker.failovers,
             partial_resyncs=checker.partial_resyncs,
             full_resyncs=checker.full_resyncs,
+            handovers=checker.handovers,
+            guard_fences=checker.guard_fences,
+            attached=sum(member.attached for member in result.cluster.members.values()),
+            residue=len(checker.residue),
         )
         if options.trace:
             sys.stdout.write(report(result, lines=None) + "\n")
@@ -124,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
             if options.keep_going:
                 sys.stdout.write(f"seed {seed}: {str(result.violation).splitlines()[0]}\n")
             elif not options.trace:
-                sys.stdout.write(explain(seed, faults_s=options.faults_s, long_pauses=options.long_pauses) + "\n")
+                sys.stdout.write(explain(seed, **how) + "\n")
                 break
     spent_s = time.process_time() - began
     done = seeds.index(seed) + 1

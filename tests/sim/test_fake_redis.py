@@ -224,7 +224,7 @@ def test_wait_counts_replicas_that_have_the_clients_last_write(servers: Servers)
 
 
 def test_a_demoted_primary_closes_the_connections_that_wait(servers: Servers) -> None:
-    """A client in WAIT gets no confirmation from a server that was frozen meanwhile."""
+    """A client in WAIT gets no confirmation from a server that was frozen meanwhile, but -UNBLOCKED."""
     primary, _ = servers.pair()
     conn = servers.client(primary)
     servers.net.cut([("b", "a")])
@@ -233,7 +233,7 @@ def test_a_demoted_primary_closes_the_connections_that_wait(servers: Servers) ->
     primary.replicaof(NOWHERE)
     servers.run(1.0)
     assert servers.closed == 1
-    assert servers.replies == [("OK", 1)]
+    assert servers.replies == [("OK", 1), ("UNBLOCKED", 0)]
 
 
 def test_a_primary_without_a_backlog_takes_a_new_replid_with_its_first_replica(servers: Servers) -> None:

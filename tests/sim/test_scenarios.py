@@ -2,112 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import pytest
 
-from redis_agent.znodes import decode_ballot, decode_ledger, decode_presence
-from tests.sim.agent import Member
-from tests.sim.cluster import Cluster, Shape
-from tests.sim.redis import SimRedis
-from tests.sim.redis_data import RedisConn
-
-Begin = Callable[..., Cluster]
-
-
-@pytest.fixture
-def begin() -> Iterator[Begin]:
-    """A cluster whose first leader serves and whose members are in sync. A failure shows the transcript."""
-    made: list[Cluster] = []
-
-    def make(seed: int = 1, **shape: object) -> Cluster:
-        cluster = Cluster(seed, Shape(**shape), trace=True)  # type: ignore[arg-type]
-        made.append(cluster)
-        cluster.start()
-        cluster.until("the first leader serves, and all know that they are intact", cluster.settled)
-        return cluster
-
-    yield make
-    for cluster in made:
-        print("\n".join(cluster.world.lines[-2000:]))
-
-
-class App:
-    """An application under the test's control, with one connection."""
-
-    def __init__(self, cluster: Cluster, member: Member, host: str = "app") -> None:
-        self.cluster = cluster
-        self.name = host
-        self.redis = server(member)
-        self.conn = RedisConn(cluster.net, host, self.redis, self)
-        self.replies: list[tuple[object, ...]] = []
-        self.closed = False
-        self.redis.accept(self.conn)
-
-    def on_reply(self, conn: RedisConn, reply: tuple[object, ...]) -> None:
-        del conn
-        self.replies.append(reply)
-
-    def on_closed(self, conn: RedisConn) -> None:
-        del conn
-        self.closed = True
-
-    def write(self) -> int:
-        """Write, and have the answer OK."""
-        number = self.send()
-        self.cluster.until("the write is answered", lambda: bool(self.replies), 1.0)
-        assert self.replies.pop() == ("OK", number)
-        return number
-
-    def send(self) -> int:
-        number = self.cluster.new_write()
-        self.redis.process.run(self.redis.write, self.conn, number)
-        return number
-
-    def confirm(self) -> int:
-        """Write, and have it confirmed by WAIT."""
-        number = self.write()
-        self.redis.wait(self.conn, self.cluster.wait, 1.0)
-        self.cluster.until("WAIT is answered", lambda: bool(self.replies), 2.0)
-        kind, count, *_ = self.replies.pop()
-        assert kind == "WAITED"
-        assert isinstance(count, int)
-        assert count >= self.cluster.wait
-        self.cluster.checker.confirm(number)
-        return number
-
-
-def server(member: Member) -> SimRedis:
-    assert member.site.redis is not None
-    return member.site.redis
-
-
-def roles(cluster: Cluster) -> tuple[Member, Member, Member]:
-    """The serving leader and the two others of three."""
-    leader = cluster.serving()
-    assert leader is not None
-    one, other = cluster.others(leader)
-    return leader, one, other
-
-
-def epoch(cluster: Cluster) -> int:
-    return decode_ledger(cluster.ensemble.tree.nodes[cluster.paths.epoch].data).epoch
-
-
-def has_ballot(cluster: Cluster, member: Member, round_: int) -> bool:
-    node = cluster.ensemble.tree.nodes.get(cluster.paths.ballot(round_, member.name))
-    return node is not None and decode_ballot(node.data).up
-
-
-def reason(cluster: Cluster, member: Member) -> str:
-    """What the member's presence says about why it is not serving."""
-    node = cluster.ensemble.tree.nodes.get(cluster.paths.presence(member.name))
-    return decode_presence(node.data).reason if node is not None else ""
-
-
-def another_serves(cluster: Cluster, than: Member) -> Callable[[], bool]:
-    return lambda: cluster.serving() not in (None, than)
-
+from tests.sim.scenario import App, Begin, another_serves, epoch, has_ballot, reason, roles, server
 
 # --- B4 -----------------------------------------------------------------------------------------------------------
 
@@ -151,7 +48,7 @@ def test_a_ballot_that_is_ahead_is_not_outwaited(begin: Begin, seed: int) -> Non
     cluster.cut_redis(behind.name)
     cluster.run(15.0)  # the leader has seen the loss, and confirms with the other one alone
     confirmed = App(cluster, leader).confirm()
-    leader.kill()
+    leader.crash()
     cluster.until("the better one has voted", lambda: has_ballot(cluster, better, 2))
     cut = cluster.cut_zookeeper(better.name)
     cluster.run(40.0)
@@ -168,8 +65,8 @@ def test_without_enough_ballots_nobody_leads(begin: Begin) -> None:
     """# case B5: one of three is left; it is intact and has everything, and still it must not lead."""
     cluster = begin()
     leader, one, other = roles(cluster)
-    other.kill()
-    leader.kill()
+    other.crash()
+    leader.crash()
     cluster.run(40.0)
     assert cluster.serving() is None
     assert epoch(cluster) == 1
@@ -195,7 +92,7 @@ def test_a_member_that_restarted_does_not_count(begin: Begin, seed: int) -> None
     server(restarted).kill()
     cluster.until("it restarts", lambda: restarted.site.redis is not None)
     confirmed = App(cluster, leader).confirm()
-    leader.kill()
+    leader.crash()
     cluster.until("both have voted", lambda: all(has_ballot(cluster, each, 2) for each in (holder, restarted)))
     cluster.net.heal(cut)
     cluster.run(30.0)
@@ -227,7 +124,7 @@ def test_after_a_power_loss_the_furthest_data_lead(begin: Begin, seed: int, disk
         if disk == "rdb":
             server(member).save()
         kept = list(member.site.disk.aof)
-        member.kill()
+        member.crash()
         member.site.disk.aof = kept
     cluster.net.heal_all()
     order = list(cluster.members.values())
@@ -257,7 +154,7 @@ def test_data_that_met_a_leftover_leader_still_count(begin: Begin) -> None:
     cluster.run(12.0)
     for member in cluster.members.values():
         kept = list(member.site.disk.aof)
-        member.kill()
+        member.crash()
         member.site.disk.aof = kept
     leader.site.disk.wipe()
     cluster.net.heal_all()
@@ -298,7 +195,7 @@ def test_a_new_replid_without_its_data_is_not_ahead(begin: Begin, seed: int) -> 
         cluster.cut_redis(behind.name)
     half = server(behind)
     taken_without_data = confirmed not in half.data and half.replid == server(new).replid
-    new.kill()
+    new.crash()
     cluster.run(1.0)
     cluster.net.heal(without_zookeeper)
     cluster.net.heal_all()
@@ -330,7 +227,7 @@ def test_promoted_twice_and_never_served_it_still_has_a_position(begin: Begin, s
     cluster.cut_redis(behind.name)
     cluster.run(15.0)
     confirmed = App(cluster, leader).confirm()
-    leader.kill()
+    leader.crash()
     leader.site.disk.wipe()
     for attempt in (2, 3):
         cluster.until("it is promoted", lambda: holder.site.redis is not None and holder.site.redis.is_primary)

@@ -12,8 +12,9 @@ from typing import Any, Self
 import redis
 
 from redis_agent.client import LeaderObserver
-from redis_agent.lab.agent_process import AgentProcess, Settings
+from redis_agent.lab.agent_process import AgentProcess
 from redis_agent.lab.cluster import LocalCluster
+from redis_agent.lab.settings import Settings
 from redis_agent.lab.zookeeper import Ensemble
 
 SESSION_S = 2.0

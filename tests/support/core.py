@@ -67,7 +67,7 @@ from redis_agent.messages import (
     Znode,
 )
 from redis_agent.replication import NOWHERE, Address, Ledger, LedgerEntry, Position, RedisInfo
-from redis_agent.znodes import ClusterConfig, Leader, LeaderPhase, Member, Paths, Presence, decode_leader, encode
+from redis_agent.znodes import ClusterConfig, Leader, LeaderPhase, Member, Order, Paths, Presence, decode_leader, encode
 
 T = TypeVar("T")
 NAMES = ("m1", "m2", "m3")
@@ -76,7 +76,7 @@ PATHS = Paths("redis-agent", "cache")
 ANSWER_S = 0.001
 ROLE_COMMANDS = (Fence, LiftFence, Freeze, Promote, Follow, PauseWrites, Unpause, ScriptKill, KickClients)
 
-Payload = ClusterConfig | Member | Presence | Leader | Ledger | Ballot
+Payload = ClusterConfig | Member | Presence | Leader | Ledger | Ballot | Order
 
 
 def replid(epoch: int) -> str:
@@ -270,7 +270,7 @@ class Driver:
                 return self.step(RemoteProbed(command.request, command.address, None))
             case Probe():
                 return self.step(Probed(command.incarnation, command.request, sent_at, self.info))
-            case Fence() | LiftFence() | Freeze() | Promote() | Follow() | PauseWrites() | Unpause() | ScriptKill() | KickClients():
+            case _ if isinstance(command, ROLE_COMMANDS):
                 self._change_role(command)
                 return self.step(RoleDone(command.incarnation, command.request, self.info))
         return []

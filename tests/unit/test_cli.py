@@ -15,9 +15,10 @@ import pytest
 import redis_agent
 from redis_agent import znodes
 from redis_agent.cli import COMMANDS, tables
-from redis_agent.cli.cluster_view import ClusterView, MemberView
+from redis_agent.cli.cluster_view import ClusterView, MemberView, OrderView
 from redis_agent.cli.main import main
-from redis_agent.cli.status import HEADER, as_json, heading, row
+from redis_agent.cli.status import HEADER, as_json, heading, order_line, row
+from redis_agent.cli.switchover import refusal
 from redis_agent.election import Mode
 from redis_agent.replication import Address, Ledger, LedgerEntry, Position
 
@@ -129,16 +130,103 @@ def test_the_json_form_is_stable() -> None:
     assert told["quorum"] == {"voters": ["m1", "m2", "m3"], "confirm": 1, "elect": 2}
     assert set(told) == {
         "schema", "cluster", "root", "cluster_id", "mode", "well", "reasons", "epoch", "quorum", "leader", "members",
+        "orders",
     }  # fmt: skip
-    assert set(told["leader"]) == {"name", "address", "epoch", "phase", "replid", "wait", "at"}
+    assert set(told["leader"]) == {
+        "name", "address", "epoch", "phase", "replid", "wait", "successor", "by_handover", "at",
+    }  # fmt: skip
     assert set(told["members"][0]) == {
         "name", "address", "voter", "priority", "present", "lag_bytes", "primary", "state", "epoch", "redis_up",
         "redis_version", "role", "offset_bytes", "link_up", "intact", "keys", "restarts", "reason", "replid", "run_id",
-        "host", "pid", "agent_version", "at",
+        "host", "pid", "agent_version", "at", "sick",
+    }  # fmt: skip
+    told = as_json(replace(cluster(), orders=(asked(),)))
+    assert set(told["orders"][0]) == {
+        "name", "under_way", "kind", "to", "by", "at", "expires_s", "state", "epoch", "detail",
     }  # fmt: skip
     gone = as_json(replace(cluster(replace(member(1), presence=None)), leader=None))
     assert gone["leader"] is None
     assert gone["members"][0]["state"] is None
+
+
+# --- orders ---------------------------------------------------------------------------------------------------------
+
+
+def asked(**changes: Any) -> OrderView:
+    """An order to hand over to m2, given at 100, good for 60 s."""
+    order = znodes.Order(kind="switchover", to="m2", by="root@op", at=100.0, expires_s=60.0)
+    return OrderView(name="switchover-1", order=replace(order, **changes))
+
+
+@pytest.mark.parametrize(
+    ("order", "told"),
+    [
+        (asked(), "order switchover-1 (switchover to m2, by root@op): pending for 10 s"),
+        (asked(to="", by=""), "order switchover-1 (switchover, by somebody): pending for 10 s"),
+        (asked(expires_s=5.0), "expired: no leader took it in time"),
+        (asked(state="accepted", epoch=7), "accepted by the leader of epoch 7"),
+        (asked(state="accepted", epoch=6), "accepted by the leader of epoch 6, but that leadership is over"),
+        (asked(state="refused", epoch=7, detail="m2 lags"), "refused: m2 lags"),
+        (asked(state="done", epoch=7, detail="m2 leads since epoch 8"), "done: m2 leads since epoch 8"),
+    ],
+)
+def test_an_order_is_shown_with_what_became_of_it(order: OrderView, told: str) -> None:
+    """One line for each order that is still there."""
+    assert told in order_line(cluster(), order, 110.0)
+
+
+def test_a_handover_and_a_sick_redis_are_shown() -> None:
+    """To whom it hands over; whose Redis refuses writes, and why."""
+    view = cluster(member(1, sick="MISCONF: disk full"), member(2), member(3, sick="no space"))
+    assert view.leader
+    leader = replace(view.leader, phase=znodes.LeaderPhase.HANDING_OVER, successor="m2")
+    view = replace(view, leader=leader)
+    assert "leader m1 (handing-over to m2)" in heading(view)
+    assert "the leader m1 is handing over to m2" in view.reasons
+    assert "the leader m1: its Redis refuses writes (MISCONF: disk full)" in view.reasons
+    assert "voter m3: its Redis refuses writes (no space)" in view.reasons
+    cells = dict(zip(HEADER, row(view, view.members[2]), strict=True))
+    assert (cells["HEALTH"], cells["NOTE"]) == ("not writable", "no space")
+
+
+def with_leader(**changes: Any) -> ClusterView:
+    view = cluster()
+    assert view.leader
+    return replace(view, leader=replace(view.leader, **changes))
+
+
+GUEST = replace(member(4), registration=znodes.Member(name="m4", redis=PRIMARY, voter=False))
+
+
+# case E4
+@pytest.mark.parametrize(
+    ("view", "to", "told"),
+    [
+        (cluster(), "", ""),
+        (cluster(), "m2", ""),
+        (ClusterView(paths=PATHS, exists=False), "m2", "there is no cluster at /redis-agent/cache"),
+        (replace(cluster(), leader=None), "m2", "nobody leads now"),
+        (cluster(), "m9", "there is no member m9; the members are m1, m2, m3"),
+        (cluster(), "m1", "m1 leads already"),
+        (cluster(member(1), member(2), member(3), GUEST), "m4", "m4 is not a voter (nofailover)"),
+        (cluster(member(1), replace(member(2), presence=None), member(3)), "m2", "the agent of m2 is not there"),
+        (cluster(member(1), member(2, redis_up=False, reason="no disk")), "m2", "Redis of m2 is down (no disk)"),
+        (cluster(member(1), member(2, sick="disk full"), member(3)), "m2", "Redis of m2 refuses writes (disk full)"),
+        (cluster(member(1), member(2, redis_up=False)), "", "m1 is the only voter whose agent is there"),
+        (cluster(member(1), GUEST), "", "m1 is the only voter whose agent is there"),
+        (with_leader(phase="taking-over"), "m2", "m1 is only taking-over; try again in a moment"),
+        (with_leader(phase="handing-over", successor="m3"), "m2", "m1 is handing over to m3 already"),
+        (replace(cluster(), orders=(asked(),)), "m3", "another order is pending: switchover-1 (switchover to m2, by"),
+        (replace(cluster(), orders=(asked(state="accepted", epoch=7),)), "", "another order is accepted"),
+        (replace(cluster(), orders=(asked(state="accepted", epoch=6),)), "", ""),
+        (replace(cluster(), orders=(asked(expires_s=5.0),)), "", ""),
+        (replace(cluster(), orders=(asked(state="failed", epoch=7),)), "", ""),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_it_is_ordered(view: ClusterView, to: str, told: str) -> None:
+    """By what ZooKeeper shows, each with its reason; what is left over of earlier orders is in nobody's way."""
+    reason = refusal(view, to, 110.0)
+    assert (told in reason) if told else not reason
 
 
 def test_plain_tables_are_aligned() -> None:
@@ -171,6 +259,7 @@ def test_wrong_usage_is_one_line_and_exit_2(arguments: list[str], capsys: pytest
         (["run", "--config", "/no/such.toml"], "/no/such.toml: cannot be read"),
         (["status"], "redis-agent status: --zookeeper: is missing"),
         (["status", "--zookeeper", "zk"], "redis-agent status: --cluster: is missing"),
+        (["switchover", "--to", "m2"], "redis-agent switchover: --zookeeper: is missing"),
     ],
 )
 def test_wrong_configuration_is_one_line_and_exit_2(

@@ -111,6 +111,7 @@ def test_environment_overrides_the_file(file: Path) -> None:
     environ = {
         "REDIS_AGENT_REDIS_ANNOUNCE_HOST": "::1",
         "REDIS_AGENT_REDIS_PORT": "7000",
+        "REDIS_AGENT_REDIS_KEEP_DIVERGED": "0",
         "REDIS_AGENT_TIMING_HEARTBEAT_S": "0.25",
         "REDIS_AGENT_MEMBER_NOFAILOVER": "true",
         "REDIS_AGENT_CONFIG": "/not/a/setting",
@@ -120,7 +121,9 @@ def test_environment_overrides_the_file(file: Path) -> None:
     assert settings.redis.announce_host == "::1"
     assert settings.redis.port == 7000
     assert settings.timing.heartbeat_s == 0.25
-    assert settings.core(announce=Address("::1", 7000)).voter is False
+    core = settings.core(announce=Address("::1", 7000))
+    assert core.voter is False
+    assert core.keep_diverged == 0
 
 
 @pytest.mark.parametrize(
@@ -132,6 +135,7 @@ def test_environment_overrides_the_file(file: Path) -> None:
         ("[timing]\nheartbeat_s = '1'", ["[timing] heartbeat_s", "got str", "without quotes"]),
         ("[timing]\nheartbeat_s = 0", ["[timing] heartbeat_s", "> 0"]),
         ("[timing]\nheartbeat_s = nan", ["[timing] heartbeat_s", "> 0"]),
+        ("keep_diverged = -1", ["[redis] keep_diverged", ">= 0"]),
         ("[log]\nlevel = 'loud'", ["[log] level", "'loud' is no choice", "debug, info, warning, error"]),
         ("[agent]\nname = 'a/b'", ["[agent] name", "not allowed"]),
         ("port", ["is not TOML", "line"]),

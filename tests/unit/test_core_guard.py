@@ -132,7 +132,7 @@ def test_a_lost_guard_is_replaced_once_somebody_else_serves() -> None:
     driver.fire_watches()
     driver.settle_but(StopRedis, Probe)
     assert driver.state == machine.FOLLOWER
-    assert driver.take(StopRedis)
+    assert driver.find(StopRedis)
     driver.step(RedisDied(1, 0, "", was_up=True, ordered=True))
     driver.wait(1)
     assert driver.find(StartRedis)
@@ -281,7 +281,7 @@ def test_an_agent_that_must_give_up_leaves_a_redis_that_has_a_role() -> None:
     driver = follower()
     driver.step(SessionFailed(driver.core.session.number, "authentication failed"))
     driver.settle_but(CloseSession, Probe, LeaveRedis)
-    assert driver.take(LeaveRedis)
+    assert driver.find(LeaveRedis)
     assert not driver.find(StopRedis)
 
 

@@ -48,8 +48,9 @@ def leading(**settings: Any) -> Driver:
     links = tuple(ReplicaLink(ADDRESSES[name], True, driver.info.offset_bytes) for name in ("m2", "m3"))
     driver.info = replace(driver.info, replicas=links)
     driver.read_again()
-    driver.wait(0.1)
-    driver.settle()
+    for _ in range(4):  # Until nobody is just attaching any more.
+        driver.wait(0.5)
+        driver.settle()
     return driver
 
 
@@ -138,7 +139,7 @@ def test_a_leader_that_leaves_goes_when_the_waiting_writes_were_answered() -> No
     assert not driver.find(StopRedis)
     driver.answer(driver.take(KickClients))
     driver.settle_but(StopRedis, Probe)
-    assert driver.take(StopRedis)
+    assert driver.find(StopRedis)
     driver.step(RedisDied(1, 0, "", was_up=True, ordered=True))
     assert driver.find(CloseSession)
     driver.step(SessionClosed(1, clean=True))
@@ -552,6 +553,18 @@ def test_an_upgrade_of_a_follower_just_leaves() -> None:
     """Its Redis goes on replicating."""
     driver = follower()
     driver.step(UpgradeRequested())
-    assert driver.take(LeaveRedis)
+    assert driver.find(LeaveRedis)
     assert not driver.find(StopRedis)
     assert not driver.find(Freeze)
+
+
+def test_told_to_stop_after_redis_was_left_to_the_next_life() -> None:
+    """It cannot be taken back: the next life is told, so that nothing is left running."""
+    driver = follower()
+    driver.step(UpgradeRequested())
+    driver.answer(driver.take(LeaveRedis))
+    driver.settle_but(Probe, CloseSession)
+    driver.step(StopRequested())
+    driver.step(SessionClosed(1, clean=True))
+    assert driver.exit is not None
+    assert (driver.exit.again, driver.exit.stop) == (True, True)

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from redis_agent.messages import Fence, Follow, Freeze, LiftFence, PauseWrites, Promote, RoleCommand, Unpause
+from redis_agent.messages import (
+    Fence,
+    Follow,
+    Freeze,
+    KickClients,
+    LiftFence,
+    PauseWrites,
+    Promote,
+    RoleCommand,
+    Unpause,
+)
 from redis_agent.redis_conf import FENCED
-from redis_agent.redis_role import Weight, judge, role_steps
+from redis_agent.redis_role import CLIENTS, Weight, judge, kick_steps, role_steps
 from redis_agent.redis_wire import ErrorReply, Reply, info_fields
 from redis_agent.replication import Address
 
@@ -87,6 +97,27 @@ def test_replies_are_weighed(command: RoleCommand) -> None:
     assert "BUSY" in refused.error
     half = judge(steps, replies(command, errors={"INFO": "BUSY"}))
     assert (half.info, half.unknown) == (None, True)
+
+
+def test_a_kick_names_each_client_but_our_own() -> None:
+    """By id: agents' and guard's connections are spared, and the role connection whatever its name."""
+    told = [" ".join(map(str, step.request)) for step in role_steps(KickClients(1, 1, 1.0), 0, {})]
+    assert told == [" ".join(map(str, request)) for request in (*CLIENTS, ("INFO",))]
+    rows = (
+        b"id=3 addr=/run/redis.sock:0 laddr=/run/redis.sock:0 fd=8 name=redis-agent-role age=1 cmd=client|list\n"
+        b"id=4 addr=10.0.0.2:1 laddr=10.0.0.1:6379 fd=9 name= age=1 cmd=NULL user=default\n"
+        b"id=50 addr=10.0.0.2:2 fd=9 name=redis-agent-guard age=1 cmd=NULL\n"
+        b"id=6 addr=10.0.0.2:3 fd=9 name=redis-agent-guard2 age=1 cmd=set user=name=x\n"
+        b"id=7 addr=/run/redis.sock:0 fd=9 name= age=1 cmd=NULL\n"
+        b"id=8 addr=10.0.0.3:3 fd=9 name=redis-agent-remote age=1 cmd=info\n"
+    )
+    steps = kick_steps([rows, b"id=9 addr=10.0.0.2:5 name=sub age=0 cmd=subscribe\n", INFO], {7})
+    assert [step.request for step in steps] == [
+        ("CLIENT", "KILL", "ID", 4),
+        ("CLIENT", "KILL", "ID", 6),
+        ("CLIENT", "KILL", "ID", 9),
+        ("INFO",),
+    ]
 
 
 def test_a_freeze_whose_clients_live_on_is_not_done() -> None:

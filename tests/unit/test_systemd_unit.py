@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from redis_agent import guard
 from redis_agent.cli.main import main
 from redis_agent.config import Timing
 
@@ -41,8 +42,21 @@ def test_the_restart_is_quick_except_for_a_wrong_configuration() -> None:
 def test_only_the_agent_is_told_to_stop_and_readiness_is_its_own_word() -> None:
     """Redis is stopped by the agent, not by systemd; the packaged service cannot run beside it."""
     assert directive("Type") == "notify"
-    assert directive("KillMode") == "mixed"
+    assert directive("KillMode") == "process"
     assert "redis-server.service" in directive("Conflicts").split()
+
+
+def test_a_killed_agent_finds_its_guard_again() -> None:
+    """systemd ends neither guard nor Redis with the agent, and the guard's socket stays where the next one looks."""
+    assert directive("KillMode") == "process"
+    assert directive("RuntimeDirectoryPreserve") == "yes"
+
+
+def test_the_guard_may_have_its_priority() -> None:
+    """What it asks for is allowed, and is not forbidden elsewhere in the unit."""
+    assert int(directive("LimitRTPRIO")) >= 1
+    assert int(directive("LimitNICE")) <= guard.NICE
+    assert "RestrictRealtime" not in re.sub(r"^#.*$", "", UNIT.read_text(), flags=re.MULTILINE)
 
 
 def test_the_command_is_one_that_we_understand(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,9 +21,13 @@ class Command(Protocol):
 COMMANDS = {
     "run": ("redis_agent.cli.run", "run the agent in the foreground"),
     "status": ("redis_agent.cli.status", "show a cluster: who leads, who follows, and what is wrong"),
+    "switchover": ("redis_agent.cli.switchover", "let another member lead, as planned: nothing is lost"),
     "keep": ("redis_agent.cli.keep", "choose whose data a new cluster starts with, if members hold unrelated ones"),
     "fsm": ("redis_agent.cli.fsm", "show the table of states that the agent is driven by"),
-    "demo": ("redis_agent.demo", "three members on this machine, killed in turn while a client writes"),
+    "demo": (
+        "redis_agent.demo",
+        "three members on this machine: killed, switched over, frozen, while clients write",
+    ),
     "version": ("redis_agent.cli.version", "show the versions of this program and its libraries"),
 }
 """Name: (module, summary)."""

@@ -38,6 +38,28 @@ class MemberView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OrderView:
+    """What an operator asked for, and the version of its znode."""
+
+    name: str
+    order: znodes.Order
+    version: int = 0
+
+    def under_way(self, leader: znodes.Leader | None, now: float) -> bool:
+        """Whether something may come of it yet.
+
+        Args:
+            leader: who leads now.
+            now: wall clock.
+        """
+        order = self.order
+        if order.state == znodes.OrderState.PENDING:
+            return now <= order.at + order.expires_s
+        # The leadership that accepted it carries it out; a later one only notes what came of it.
+        return order.state == znodes.OrderState.ACCEPTED and leader is not None and order.epoch == leader.epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterView:
     """A cluster as ZooKeeper tells it."""
 
@@ -47,6 +69,8 @@ class ClusterView:
     ledger: Ledger = field(default_factory=Ledger)
     leader: znodes.Leader | None = None
     members: tuple[MemberView, ...] = ()
+    orders: tuple[OrderView, ...] = ()
+    """Oldest first."""
     corrupt: tuple[str, ...] = ()
     """What could not be decoded."""
 
@@ -115,7 +139,17 @@ def read(hosts: str, paths: znodes.Paths, limit_s: float = 5.0) -> ClusterView:
     """
     deadline = time.monotonic() + limit_s
     with connected(hosts, limit_s) as client:
-        return _Reader(client, deadline).cluster(paths)
+        return read_with(client, paths, deadline - time.monotonic())
+
+
+def read_with(client: KazooClient, paths: znodes.Paths, limit_s: float) -> ClusterView:
+    """Read a cluster over a connection that is there already.
+
+    Raises:
+        TimeoutError: no answer within the limit.
+        KazooException: ZooKeeper refused, or the connection broke.
+    """
+    return _Reader(client, time.monotonic() + limit_s).cluster(paths)
 
 
 class _Reader:
@@ -127,11 +161,15 @@ class _Reader:
         return answer.get(timeout=max(0.01, self._deadline - time.monotonic()))
 
     def _get(self, path: str) -> bytes | None:
+        found = self._get_with_version(path)
+        return None if found is None else found[0]
+
+    def _get_with_version(self, path: str) -> tuple[bytes, int] | None:
         try:
-            data: bytes = self._wait(self._client.get_async(path))[0]
+            data, stat = self._wait(self._client.get_async(path))
         except NoNodeError:
             return None
-        return data
+        return data, stat.version
 
     def _children(self, path: str) -> dict[str, bytes]:
         try:
@@ -140,6 +178,19 @@ class _Reader:
             return {}
         found = {name: self._get(f"{path}/{name}") for name in sorted(names)}
         return {name: data for name, data in found.items() if data is not None}
+
+    def _orders(self, paths: znodes.Paths) -> tuple[OrderView, ...]:
+        try:
+            names: list[str] = self._wait(self._client.get_children_async(paths.orders))
+        except NoNodeError:
+            return ()
+        found = []
+        for name in names:
+            read_ = self._get_with_version(paths.order(name))
+            order = self._decode(znodes.decode_order, read_ and read_[0], paths.order(name))
+            if read_ is not None and order is not None:
+                found.append(OrderView(name=name, order=order, version=read_[1]))
+        return tuple(sorted(found, key=lambda each: (each.order.at, each.name)))
 
     def _decode(self, decode: Any, data: bytes | None, path: str) -> Any:
         if data is None:
@@ -164,6 +215,7 @@ class _Reader:
             name: self._decode(znodes.decode_presence, data, paths.presence(name))
             for name, data in self._children(paths.presences).items()
         }
+        orders = self._orders(paths)
         # The leader last: what it says is then not older than what was said of it.
         leader = self._decode(znodes.decode_leader, self._get(paths.leader), paths.leader)
         return ClusterView(
@@ -173,6 +225,7 @@ class _Reader:
             ledger=self._decode(znodes.decode_ledger, self._get(paths.epoch), paths.epoch) or Ledger(),
             leader=leader,
             members=_members(registered, present, leader),
+            orders=orders,
             corrupt=tuple(self._corrupt),
         )
 
@@ -205,6 +258,7 @@ def _reasons(view: ClusterView) -> list[str]:
     reasons += _leader_reasons(view)
     for name in voters:
         reasons += _voter_reasons(view, name)
+        reasons += _sickness(view, name)
     here = sum(1 for name in voters if (member := view.member(name)) is not None and member.presence)
     confirming, electing = quorum(len(voters))
     if voters and view.config.mode is Mode.QUORUM:
@@ -220,7 +274,9 @@ def _leader_reasons(view: ClusterView) -> list[str]:
     if leader is None:
         return ["nobody leads"]
     reasons = []
-    if leader.phase != znodes.LeaderPhase.SERVING:
+    if leader.phase == znodes.LeaderPhase.HANDING_OVER and leader.successor:
+        reasons.append(f"the leader {leader.name} is handing over to {leader.successor}")
+    elif leader.phase != znodes.LeaderPhase.SERVING:
         reasons.append(f"the leader {leader.name} is {leader.phase}, not serving")
     if leader.epoch != view.ledger.epoch:
         reasons.append(f"leader says epoch {leader.epoch}, the ledger says {view.ledger.epoch}")
@@ -254,6 +310,13 @@ def _voter_reasons(view: ClusterView, name: str) -> list[str]:
     if member.lag_bytes > view.config.max_lag_bytes:
         return [f"voter {name}: {member.lag_bytes} bytes behind{because}"]
     return []
+
+
+def _sickness(view: ClusterView, name: str) -> list[str]:
+    member = view.member(name)
+    sick = member.presence.sick if member and member.presence else ""
+    who = f"the leader {name}" if view.leader is not None and view.leader.name == name else f"voter {name}"
+    return [f"{who}: its Redis refuses writes ({sick})"] if sick else []
 
 
 def needed(view: ClusterView) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from functools import partial
 
 from redis_agent import logs
@@ -36,4 +37,11 @@ def execute(options: argparse.Namespace) -> int:
             return 0
         from redis_agent import runtime
 
-        return runtime.run(settings, partial(load, options.config), options.config)
+        ending = runtime.run(settings, partial(load, options.config), options.config)
+    if ending.again:
+        # The same process id, so that init keeps us; the program and its settings may have changed.
+        if ending.stop:
+            os.environ[runtime.STOP_VARIABLE] = "1"
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is wanted
+    return ending.code

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from dataclasses import asdict
 from typing import Any
 
+from redis_agent import znodes
 from redis_agent.cli import tables, target
-from redis_agent.cli.cluster_view import ClusterView, MemberView, Unreachable, needed, read
+from redis_agent.cli.cluster_view import ClusterView, MemberView, OrderView, Unreachable, needed, read
 
 JSON_SCHEMA = 1
 HEADER = ("MEMBER", "STATE", "REDIS", "ADDRESS", "EPOCH", "LAG", "LINK", "HEALTH", "VERSION", "NOTE")
@@ -37,6 +39,8 @@ def execute(options: argparse.Namespace) -> int:
             print()
             styles = ["" if not _health(view, member).startswith("not") else "red" for member in view.members]
             tables.show(HEADER, [row(view, member) for member in view.members], styles=styles)
+        for order in view.orders:
+            print(order_line(view, order, time.time()))
         for reason in view.reasons:
             print(f"! {reason}")
     return 1 if view.reasons else 0
@@ -46,7 +50,8 @@ def heading(view: ClusterView) -> str:
     """The cluster in one line."""
     wait, ballots = needed(view)
     leader = view.leader
-    who = f"leader {leader.name} ({leader.phase}) at {leader.address}" if leader else "no leader"
+    phase = f"{leader.phase} to {leader.successor}" if leader and leader.successor else leader and leader.phase
+    who = f"leader {leader.name} ({phase}) at {leader.address}" if leader else "no leader"
     voters = len(view.config.voters)
     if not view.config.voters and not view.members:
         return f"cluster {view.paths.cluster}: NOT WELL"
@@ -80,8 +85,29 @@ def row(view: ClusterView, member: MemberView) -> tuple[str, ...]:
         link,
         _health(view, member),
         presence.redis_version or "-",
-        presence.reason,
+        "; ".join(filter(None, (presence.reason, presence.sick))),
     )
+
+
+def order_line(view: ClusterView, asked: OrderView, now: float) -> str:
+    """An order and what became of it, in one line.
+
+    Args:
+        view: the cluster.
+        asked: the order.
+        now: wall clock.
+    """
+    order = asked.order
+    to = f" to {order.to}" if order.to else ""
+    state = order.state
+    if state == znodes.OrderState.PENDING:
+        left_s = order.at + order.expires_s - now
+        state = f"pending for {max(0.0, now - order.at):.0f} s" if left_s >= 0 else "expired: no leader took it in time"
+    elif state == znodes.OrderState.ACCEPTED:
+        over = "" if asked.under_way(view.leader, now) else ", but that leadership is over"
+        state = f"accepted by the leader of epoch {order.epoch}{over}"
+    detail = f": {order.detail}" if order.detail else ""
+    return f"order {asked.name} ({order.kind}{to}, by {order.by or 'somebody'}): {state}{detail}"
 
 
 def _health(view: ClusterView, member: MemberView) -> str:
@@ -90,6 +116,8 @@ def _health(view: ClusterView, member: MemberView) -> str:
         return "not here"
     if not presence.redis_up:
         return "not up"
+    if presence.sick:
+        return "not writable"
     is_leader = view.leader is not None and view.leader.name == member.name
     return "ok" if is_leader or presence.intact else "not intact"
 
@@ -116,9 +144,22 @@ def as_json(view: ClusterView) -> dict[str, Any]:
             "phase": leader.phase,
             "replid": leader.replid,
             "wait": leader.wait,
+            "successor": leader.successor,
+            "by_handover": leader.by_handover,
             "at": leader.at,
         },
         "members": [_member_json(member) for member in view.members],
+        "orders": [_order_json(view, order) for order in view.orders],
+    }
+
+
+def _order_json(view: ClusterView, asked: OrderView) -> dict[str, Any]:
+    told = asdict(asked.order)
+    shown = ("kind", "to", "by", "at", "expires_s", "state", "epoch", "detail")
+    return {
+        "name": asked.name,
+        "under_way": asked.under_way(view.leader, time.time()),
+        **{key: told[key] for key in shown},
     }
 
 
@@ -127,7 +168,7 @@ def _member_json(member: MemberView) -> dict[str, Any]:
     address = presence.redis if presence else registration.redis if registration else None
     told = asdict(presence) if presence else {}
     shown = ("state", "epoch", "redis_up", "redis_version", "role", "offset_bytes", "link_up", "intact", "keys")
-    more = ("restarts", "reason", "replid", "run_id", "host", "pid", "agent_version", "at")
+    more = ("restarts", "reason", "sick", "replid", "run_id", "host", "pid", "agent_version", "at")
     return {
         "name": member.name,
         "address": str(address) if address else None,

@@ -10,8 +10,14 @@ from redis_agent.config import ConfigError
 from redis_agent.config_file import ENVIRONMENT_FILE, load
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+def add_arguments(parser: argparse.ArgumentParser, *, timeout_s: float = 5.0, limits: str = "limit") -> None:
+    """Declare the options.
+
+    Args:
+        parser: gets them.
+        timeout_s: the default of ``--timeout``.
+        limits: what it is the limit of.
+    """
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -23,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--root", metavar="ZNODE", help="znode below which all clusters live; default: redis-agent")
     parser.add_argument("--cluster", metavar="NAME", help="name of the cluster")
-    parser.add_argument("--timeout", metavar="SECONDS", type=float, default=5.0, help="limit; default: 5")
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=float, default=timeout_s, help=f"{limits}; default: {timeout_s:g}"
+    )
 
 
 def find(options: argparse.Namespace, command: str) -> tuple[str, znodes.Paths]:

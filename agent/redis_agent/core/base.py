@@ -310,9 +310,15 @@ class Base:
         self.watch_fence()
 
     def watch_fence(self) -> None:
-        """A command that fences was ordered: if the fence may be lifted, its confirmation has a deadline."""
-        if self.redis.lifted:
-            self.fence_due = min(self.fence_due, self.now + self.settings.fence_timeout_s)
+        """A command that fences was ordered: if the fence may be lifted, its confirmation has a deadline.
+
+        So it has while the guard is armed, which would kill us too. Only sealing for a handover is in no such hurry:
+        the lease holds, and its end sets the short deadline.
+        """
+        if self.redis.lifted or self.redis.guard_asked > -inf:
+            sealing = self.state == machine.SEALING
+            limit_s = self.settings.role_limit_s if sealing else self.settings.fence_timeout_s
+            self.fence_due = min(self.fence_due, self.now + limit_s)
 
     def fenced(self) -> None:
         """A command that fences was confirmed. A lift that was ordered behind it undoes it all the same."""

@@ -75,7 +75,9 @@ class Handover(Takeover):
         if presence.sick:
             return f"the Redis of {name} is sick: {presence.sick}"
         link = next((link for link in info.replicas if link.address == member.redis), None) if info else None
-        if link is None or not link.online or not presence.intact:
+        # Behind a full resync a link is online a while before its replica says how far it is.
+        silent = link is not None and link.offset_bytes == 0 and info is not None and info.offset_bytes > 0
+        if link is None or not link.online or silent or not presence.intact:
             return f"{name} is not in sync with this leader"
         behind_bytes = info.offset_bytes - link.offset_bytes if info else 0
         if behind_bytes > view.config.max_lag_bytes:

@@ -19,6 +19,7 @@ class Leading(Following):
 
     _replicas_lost_at: float | None = None
     _unfollowed_since = inf
+    served_at = -inf
     abstain_until = -inf
     """We resigned because nobody followed us: let others lead."""
 
@@ -36,7 +37,7 @@ class Leading(Following):
         self.arm_guard()
 
     def on_guard_failed(self, event: GuardFailed) -> None:
-        if event.request == self.redis.guard_request:
+        if event.request == self.redis.guard_request and self.redis.up:
             self.guard_lost(event.reason)
 
     def guard_lost(self, why: str) -> None:
@@ -46,7 +47,8 @@ class Leading(Following):
         redis.guard_request = 0
         redis.unguarded = True
         self.log("error", "guard_lost", problem=why)
-        self.fire("unfit")
+        if self.leading:
+            self.fire("unfit")
 
     def renew_guard(self) -> None:
         """The lease is longer than what the guard knows of it."""
@@ -74,6 +76,7 @@ class Leading(Following):
 
     def lift_done(self, info: RedisInfo | None) -> None:
         self.log("info", "fence_lifted", epoch=self.epoch)
+        self.served_at = self.now
         self.arm("heartbeat", self.now)
         self.arm("probe", self.now + min(FIRST_LOOK_S, self.settings.probe_s))
         if info is not None:

@@ -11,9 +11,14 @@ from redis_agent.messages import Exit, LeaveRedis, StopRedis
 class Leaving(Orders):
     """Leaves without losing anything that was acknowledged."""
 
+    _stop_next_life = False
+
     def on_stop_requested(self) -> None:
         self.stop_count += 1
         self.log("info", "stop_requested", times=self.stop_count)
+        if self.goal is Goal.UPGRADE and self.stopping:
+            self._stop_next_life = True
+            return
         if self.stop_count == 1:
             self.pursue(Goal.STOP)
             return
@@ -112,4 +117,5 @@ class Leaving(Orders):
 
     def leave(self) -> None:
         self.log("info", "stopped", code=self.exit_code, reason=self.exit_reason)
-        self.order(Exit(self.exit_code, self.exit_reason, again=self.goal is Goal.UPGRADE))
+        again = self.goal is Goal.UPGRADE
+        self.order(Exit(self.exit_code, self.exit_reason, again=again, stop=self._stop_next_life))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 from redis_agent import machine
 from redis_agent.core.base import Goal
@@ -14,6 +15,9 @@ from redis_agent.znodes import Order, OrderState, encode
 SWITCHOVER = "switchover"
 KEEP_S = 3600.0
 """How long an answered order stays for people to read, if nobody takes it away."""
+
+SETTLING_S = 1.0
+LOOK_AGAIN_S = 0.05
 
 
 class Orders(Handover):
@@ -39,7 +43,12 @@ class Orders(Handover):
     def _attend_to(self, name: str, order: Order) -> bool:
         """True: something is written about it."""
         if order.state == OrderState.PENDING:
-            self._answer(name, order)
+            refusal = self._refusal(order)
+            if refusal and self.now < self.served_at + SETTLING_S:
+                # Followers that are just attaching are no reason to refuse.
+                self.arm("probe", min(self.timers.get("probe", inf), self.now + LOOK_AGAIN_S))
+                return True
+            self._answer(name, order, refusal)
         elif order.state == OrderState.ACCEPTED and not self._under_way(name, order):
             self._settle(name, order)
         elif order.state in OrderState.FINAL and self.wall_now - order.at > KEEP_S:
@@ -62,8 +71,7 @@ class Orders(Handover):
             problem = self._failures.pop(name, f"the leader was lost meanwhile: {me} leads since epoch {self.epoch}")
             self._put(name, replace(order, state=OrderState.FAILED, detail=problem))
 
-    def _answer(self, name: str, order: Order) -> None:
-        refusal = self._refusal(order)
+    def _answer(self, name: str, order: Order, refusal: str) -> None:
         if refusal:
             self.log("info", "order_refused", name=name, reason=refusal)
             self._put(name, replace(order, state=OrderState.REFUSED, detail=refusal))

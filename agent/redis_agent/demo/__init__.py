@@ -1,4 +1,4 @@
-"""``redis-agent demo``: three members on this machine, killed in turn while clients write.
+"""``redis-agent demo``: three members on this machine: killed, switched over, frozen, while clients write.
 
 Exit status: 0 if everything recovered in time and nothing confirmed was lost, 1 if not, 2 if something is missing here.
 """
@@ -13,9 +13,9 @@ __all__ = ["add_arguments", "execute", "main"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="rounds of three faults each; default: 1")
+    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="rounds of five steps each; default: 1")
     parser.add_argument(
-        "--duration", type=float, default=2.0, metavar="SECONDS", help="time to write between two faults; default: 2"
+        "--duration", type=float, default=2.0, metavar="SECONDS", help="time to write between two steps; default: 2"
     )
     parser.add_argument("--rate", type=float, default=1000.0, metavar="N", help="writes per second; default: 1000")
     parser.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")

@@ -51,7 +51,8 @@ class Row:
         """In a few words."""
         lag = "" if self.lag_bytes is None else f" lag {self.lag_bytes:,}"
         epoch = "" if self.epoch is None else f" epoch {self.epoch}"
-        return f"{self.member} {self.role}{epoch}{lag}"
+        agent = "" if self.agent == "up" else f" ({self.agent})"
+        return f"{self.member} {self.role}{agent}{epoch}{lag}"
 
 
 class Sampler:
@@ -90,7 +91,7 @@ class Sampler:
         epoch = next((entry.epoch for entry in reversed(ledger.entries) if entry.replid == replid), None)
         return Row(
             member=member.name,
-            agent="up" if member.running else "down",
+            agent="frozen" if member.frozen else "up" if member.running else "down",
             role=role,
             redis={"master": "primary", "slave": "replica"}.get(str(info.get("role")), "down"),
             epoch=epoch if replid else None,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,6 +18,7 @@ import redis_agent
 from redis_agent.client import LeaderObserver, SafeModeError
 from redis_agent.demo import requirements, steps
 from redis_agent.demo.picture import Sampler, Screen, Tone, make_screen
+from redis_agent.lab import janitor
 from redis_agent.lab.agent_process import AgentProcess
 from redis_agent.lab.cluster import LocalCluster
 from redis_agent.lab.load import Load
@@ -32,6 +31,8 @@ START_LIMIT_S = 30.0
 RECOVER_LIMIT_S = 15.0
 SETTLE_LIMIT_S = 30.0
 RESTART_PAUSE_S = 1.0
+TICK_MS = 1000
+"""Half of ZooKeeper's default, and so is the session timeout: one need not wait so long for a host that freezes."""
 LONGEST_TMP = 60
 """A unix socket's path has 107 bytes; a longer TMPDIR leaves too little for ours."""
 
@@ -103,27 +104,11 @@ def _signals_raise() -> Iterator[None]:
 
 @contextmanager
 def _workspace(*, keep: bool) -> Iterator[Path]:
-    """A directory of our own. A small process beside us cleans it up, also if we are killed."""
+    """A directory of our own, cleaned up at the end, also if we are killed."""
     parent = tempfile.gettempdir()
     directory = Path(tempfile.mkdtemp(prefix="redis-agent-demo-", dir=parent if len(parent) <= LONGEST_TMP else "/tmp"))  # noqa: S108
-    sources = str(Path(redis_agent.__file__).resolve().parents[1])
-    command = [sys.executable, "-m", "redis_agent.demo.janitor", str(directory), *(["--keep"] if keep else [])]
-    janitor = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        cwd="/",
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [sources, os.environ.get("PYTHONPATH", "")]))},
-        # Out of reach of Ctrl-C and of a closed terminal.
-        start_new_session=True,
-    )
-    try:
+    with janitor.cleaning(directory, keep=keep):
         yield directory
-    finally:
-        assert janitor.stdin is not None
-        janitor.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            janitor.wait(10.0)
 
 
 def _tone(line: str) -> Tone:
@@ -140,12 +125,14 @@ class _Demo:
         self._directory = directory
         self._last_start: dict[str, float] = {}
         self._unexpected = 0
+        self._late: set[str] = set()
+        """Whose agents may have been ended by their guards."""
 
     def run(self) -> int:
         say = self._screen.say
         say(f"redis-agent {redis_agent.__version__}: everything runs below {self._directory}")
         say("starting 3 ZooKeeper servers")
-        ensemble = Ensemble(self._directory / "zk", 3)
+        ensemble = Ensemble(self._directory / "zk", 3, tick_ms=TICK_MS)
         cluster: LocalCluster | None = None
         try:
             ensemble.start()
@@ -171,14 +158,14 @@ class _Demo:
                 say(f"5 clients write {self._options.rate_per_s:g} times a second: SET, SET with WAIT, INCR")
                 self._linger(cluster)
                 outcomes = []
-                for number in range(self._options.rounds * len(steps.FAULTS)):
-                    fault = steps.FAULTS[number % len(steps.FAULTS)]
-                    outcomes.append(self._step(number + 1, fault, cluster, load, observer))
+                for number in range(self._options.rounds * len(steps.STEPS)):
+                    step = steps.STEPS[number % len(steps.STEPS)]
+                    outcomes.append(self._step(number + 1, step, cluster, load, observer))
                 load.stop()
                 return self._finish(outcomes, cluster, load)
 
     def _step(
-        self, number: int, fault: steps.Fault, cluster: LocalCluster, load: Load, observer: LeaderObserver
+        self, number: int, step: steps.Step, cluster: LocalCluster, load: Load, observer: LeaderObserver
     ) -> steps.Outcome:
         say = self._screen.say
         try:
@@ -186,23 +173,33 @@ class _Demo:
         except SafeModeError as error:
             raise LabError(f"{error}\n{cluster.describe()}") from None
         old = cluster.wait_serving(RECOVER_LIMIT_S)
-        title = fault.title.format(name=old.name)
         say()
-        say(f"{number}. {title}, the leader of epoch {epoch}", Tone.HEADLINE)
-        at_ns = fault.act(old)
+        say(f"{number}. {step.title.format(name=old.name)}, the leader of epoch {epoch}", Tone.HEADLINE)
+        self._late.clear()
+        at_ns = step.act(cluster, old)
         self._wait(
             cluster, lambda: load.first_ack(at_ns, after_epoch=epoch), "the next leader acknowledges", RECOVER_LIMIT_S
         )
+        undone_ns = self._undo(step, old, at_ns)
         new = self._wait(cluster, lambda: self._settled(cluster), "everybody is in sync again", SETTLE_LIMIT_S)
         self._linger(cluster)
         with new.redis(timeout_s=10.0) as client:
             losses = load.verify(client)
         outcome = steps.measure(
-            load, title=title, old=old.name, new=new.name, old_epoch=epoch, at_ns=at_ns, losses=losses
+            load, step, old=old.name, new=new.name, old_epoch=epoch, at_ns=at_ns, undone_ns=undone_ns, losses=losses
         )
         for line in steps.describe(outcome):
             say(f"   {line}", _tone(line))
         return outcome
+
+    def _undo(self, step: steps.Step, old: AgentProcess, at_ns: int) -> int | None:
+        if step.undo is None:
+            return None
+        # Its guard finds the deadline missed: it fences Redis and ends the agent.
+        self._late.add(old.name)
+        undone_ns = step.undo(old)
+        self._screen.say(f"   {step.undone.format(name=old.name, late_s=(undone_ns - at_ns) / 1e9)}")
+        return undone_ns
 
     def _finish(self, outcomes: list[steps.Outcome], cluster: LocalCluster, load: Load) -> int:
         say = self._screen.say
@@ -210,7 +207,7 @@ class _Demo:
         with leader.redis(timeout_s=10.0) as client:
             losses = load.verify(client, everything=True)
         say()
-        say(f"{'fault':<24} {'writes stopped':>16} {'first write after':>18}", Tone.HEADLINE)
+        say(f"{'what happened':<24} {'writes stopped':>16} {'first write after':>18}", Tone.HEADLINE)
         for outcome in outcomes:
             say(f"{outcome.title:<24} {outcome.stopped_s * 1000:>13.1f} ms {outcome.first_s * 1000:>15.1f} ms")
         say(f"{load.acknowledged:,} writes acknowledged, {losses.confirmed:,} of them confirmed by WAIT")
@@ -256,7 +253,10 @@ class _Demo:
             now = time.monotonic()
             if member.running or now - self._last_start.get(member.name, -RESTART_PAUSE_S) < RESTART_PAUSE_S:
                 continue
-            if member.returncode != 0:
+            if member.returncode == -signal.SIGKILL and member.name in self._late:
+                self._late.discard(member.name)
+                self._screen.say(f"   {member.name}'s guard fenced its Redis and ended the late agent")
+            elif member.returncode != 0:
                 self._unexpected += 1
                 self._screen.say(f"   {member.name}'s agent ended with {member.returncode}:{member.last_words(5)}")
             self._last_start[member.name] = now

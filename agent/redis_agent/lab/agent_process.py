@@ -1,4 +1,4 @@
-"""One agent on this machine as a child process, with everything it owns below one directory."""
+"""One agent on this machine as a child process, with its guard and its Redis, and all they own below one directory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,12 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 import redis_agent
+from redis_agent.lab import host
 from redis_agent.lab.proxy import Cut, TcpProxy
+from redis_agent.lab.settings import Settings, merged, toml
 from redis_agent.lab.waiting import wait_for
 from redis_agent.lab.zookeeper import LabError
 from redis_agent.replication import Address
-
-Settings = Mapping[str, Mapping[str, object]]
-"""As in the configuration file: section, key, value."""
 
 _SOURCES = Path(redis_agent.__file__).resolve().parents[1]
 _LAST_LINES = 25
@@ -36,7 +35,8 @@ class AgentProcess:
     """An agent and its Redis. It is written to disk at once and started by ``start``.
 
     Should this process die, the kernel kills the agent (where ``setpriv`` is installed); to the kernel the parent is
-    the *thread* that called ``start``, so call it from one that lives as long as the agent should.
+    the *thread* that called ``start``, so call it from one that lives as long as the agent should. Guard and Redis
+    outlive the agent on purpose: ``destroy`` ends them, and where we may be killed, ``janitor.cleaning``.
 
     Args:
         name: the member's name.
@@ -101,7 +101,7 @@ class AgentProcess:
 
     def configure(self, settings: Settings | None = None, *, redis_conf: str | None = None) -> None:
         """Write the two configuration files (again, with changes). Effective at the next start."""
-        self.settings = _merged(self.settings, settings or {})
+        self.settings = merged(self.settings, settings or {})
         self.redis_conf = self.redis_conf if redis_conf is None else redis_conf
         lines = [
             "bind 127.0.0.1",
@@ -120,7 +120,7 @@ class AgentProcess:
             "agent": {"name": self.name, "state_dir": str(self.state_dir), "run_dir": str(self.run_dir)},
             "redis": {"announce_host": self.address.host, "conf": str(conf)},
         }
-        self.config_path.write_text(_toml(_merged(own, self.settings)), encoding="utf-8")
+        self.config_path.write_text(toml(merged(own, self.settings)), encoding="utf-8")
 
     def log_text(self) -> str:
         """All that this member's agents have said so far."""
@@ -146,6 +146,13 @@ class AgentProcess:
     @property
     def running(self) -> bool:
         return self.pid is not None
+
+    @property
+    def frozen(self) -> bool:
+        """The agent is stopped (SIGSTOP)."""
+        with suppress(psutil.Error):
+            return self.pid is not None and psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
+        return False
 
     @property
     def returncode(self) -> int | None:
@@ -229,29 +236,74 @@ class AgentProcess:
         except subprocess.TimeoutExpired:
             raise LabError(f"the agent of {self.name} still runs after {limit_s:g} s{self.last_words()}") from None
 
+    def upgrade(self) -> None:
+        """SIGUSR2: the agent executes its program again, and leaves Redis running meanwhile."""
+        self.send_signal(signal.SIGUSR2)
+
+    # --- its guard, and the whole host --------------------------------------------------------------------------------
+
+    @property
+    def guard_pid(self) -> int | None:
+        """Of the guard, also if the agent is gone; None if there is none."""
+        guard = host.guard_of(self.directory, self.redis_process())
+        return None if guard is None else guard.pid
+
+    def signal_guard(self, number: signal.Signals) -> int:
+        """Send a signal to the guard.
+
+        Returns:
+            When, in nanoseconds of time.monotonic_ns(), taken before the signal was sent.
+
+        Raises:
+            LabError: there is none.
+        """
+        return self._signal_host(number, ("guard",))
+
+    def kill_guard(self) -> int:
+        """SIGKILL to the guard: Redis dies with it. Returns when."""
+        return self.signal_guard(signal.SIGKILL)
+
+    def stop_guard(self) -> int:
+        """SIGSTOP to the guard; Redis runs on. Returns when."""
+        return self.signal_guard(signal.SIGSTOP)
+
+    def freeze_host(self, order: Sequence[str] = host.HOST) -> int:
+        """SIGSTOP to agent, guard and Redis, as if the whole host stood still. Returns when it began.
+
+        Raises:
+            LabError: one of them does not run.
+        """
+        return self._signal_host(signal.SIGSTOP, order)
+
+    def thaw_host(self, order: Sequence[str] = host.HOST) -> int:
+        """SIGCONT to those that still are there. Returns when it began."""
+        return self._signal_host(signal.SIGCONT, order, missing_ok=True)
+
+    def _signal_host(self, number: signal.Signals, order: Sequence[str], *, missing_ok: bool = False) -> int:
+        redis_server = self.redis_process()
+        found: dict[str, Sequence[psutil.Process]] = {
+            "agent": (psutil.Process(self.pid),) if self.pid is not None else (),
+            "guard": host.family(host.guard_of(self.directory, redis_server))[:1],
+            "redis": host.family(redis_server),
+        }
+        if not missing_ok and (missing := [each for each in order if not found[each]]):
+            raise LabError(f"{self.name} has no {' and no '.join(missing)}{self.last_words()}")
+        at_ns = time.monotonic_ns()
+        for each in order:
+            for process in found[each]:
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+        return at_ns
+
     # --- its Redis ----------------------------------------------------------------------------------------------------
 
     def redis_process(self) -> psutil.Process | None:
         """The redis-server that works in our data directory, also if its agent is gone; None if there is none."""
-        candidates = []
+        found = None
         with suppress(psutil.Error):
             if (pid := self.pid) is not None:
-                candidates = psutil.Process(pid).children(recursive=True)
-        found = [process for process in candidates if self._is_our_redis(process)]
-        if not found:
-            found = [process for process in psutil.process_iter() if self._is_our_redis(process)]
-        # A child that writes a dump looks like its parent, which is older.
-        return min(found, key=_created, default=None)
-
-    def _is_our_redis(self, process: psutil.Process) -> bool:
-        try:
-            return (
-                process.name().startswith(("redis-server", "redis-check-rdb", "valkey-server"))
-                and process.status() != psutil.STATUS_ZOMBIE
-                and Path(process.cwd()) == self.data_dir.resolve()
-            )
-        except psutil.Error:
-            return False
+                found = host.redis_of(self.data_dir, psutil.Process(pid).children(recursive=True))
+        return found or host.redis_of(self.data_dir, psutil.process_iter())
 
     @property
     def redis_pid(self) -> int | None:
@@ -333,39 +385,26 @@ class AgentProcess:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def destroy(self) -> None:
-        """Kill whatever is left of this member, paused or not. Files stay."""
+        """Kill whatever is left of this member, paused or not, also behind a dead agent. Files stay."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
-        for process in self._leftovers():
-            with suppress(psutil.Error):
-                process.kill()
-        wait_for(lambda: not self._leftovers(), 5.0, lambda: f"the end of {self._leftovers()}")
+
+        def nobody_left() -> bool:
+            left = host.workers(self.directory)
+            for process in left:
+                with suppress(psutil.Error):
+                    process.kill()
+            return not left
+
+        wait_for(nobody_left, 5.0, lambda: f"the end of {host.workers(self.directory)}")
         for proxy in self.proxies:
             proxy.close()
-
-    def _leftovers(self) -> list[psutil.Process]:
-        """Processes, not zombies, that work below our directory: Redis, a guard."""
-        return [process for process in psutil.process_iter() if _works_below(process, self.directory.resolve())]
 
     def last_words(self, lines: int = _LAST_LINES) -> str:
         """The end of the log, for messages."""
         tail = self.log_text().splitlines()[-lines:]
         return "".join(f"\n  {self.name}| {line}" for line in tail)
-
-
-def _created(process: psutil.Process) -> float:
-    try:
-        return process.create_time()
-    except psutil.Error:
-        return float("inf")
-
-
-def _works_below(process: psutil.Process, directory: Path) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()).is_relative_to(directory)
-    except psutil.Error:
-        return False
 
 
 def _environment() -> dict[str, str]:
@@ -375,20 +414,3 @@ def _environment() -> dict[str, str]:
     # Runs from a checkout as well as installed.
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_SOURCES), env.get("PYTHONPATH", "")]))
     return env
-
-
-def _merged(*many: Settings) -> dict[str, dict[str, object]]:
-    result: dict[str, dict[str, object]] = {}
-    for settings in many:
-        for section, keys in settings.items():
-            result.setdefault(section, {}).update(keys)
-    return result
-
-
-def _toml(settings: Settings) -> str:
-    # A JSON string, number or boolean is one in TOML, too.
-    sections = (
-        "\n".join([f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())])
-        for section, keys in settings.items()
-    )
-    return "\n\n".join(sections) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,13 +18,14 @@ from kazoo.exceptions import KazooException, NoNodeError  # type: ignore[import-
 from kazoo.handlers.threading import KazooTimeoutError  # type: ignore[import-untyped]
 
 from redis_agent import znodes
-from redis_agent.lab.agent_process import AgentProcess, Settings
+from redis_agent.lab.agent_process import AgentProcess
 from redis_agent.lab.ports import free_ports
 from redis_agent.lab.proxy import TcpProxy
+from redis_agent.lab.settings import Settings
 from redis_agent.lab.waiting import wait_for
 from redis_agent.lab.zookeeper import Ensemble, LabError
 from redis_agent.replication import Ledger
-from redis_agent.znodes import ClusterConfig, Leader, LeaderPhase, Paths, Presence
+from redis_agent.znodes import ClusterConfig, Leader, LeaderPhase, Order, OrderState, Paths, Presence
 
 T = TypeVar("T")
 LIMIT_S = 20.0
@@ -264,6 +266,34 @@ class LocalCluster:
             and info.get("master_link_status") == "up"
             and presence.state == "follower"
         )
+
+    # --- orders -------------------------------------------------------------------------------------------------------
+
+    def switchover(self, to: str = "", limit_s: float = LIMIT_S) -> tuple[int, Order]:
+        """Order a switchover and wait for the outcome, as ``redis-agent switchover --wait`` does.
+
+        Args:
+            to: who is to lead; empty: the best.
+            limit_s: how long at most.
+
+        Returns:
+            When it was ordered, in nanoseconds of time.monotonic_ns(), and the order as it was answered.
+
+        Raises:
+            LabError: there was no answer in time.
+        """
+        path = self.paths.order(f"lab-{uuid.uuid4().hex[:8]}")
+        order = Order(kind="switchover", to=to, by="laboratory", at=time.time(), expires_s=limit_s)
+        at_ns = time.monotonic_ns()
+        self.zk.create_async(path, znodes.encode(order)).get(timeout=_READ_LIMIT_S)
+
+        def answered() -> Order | None:
+            found = self._get(path, znodes.decode_order)
+            return found if found is not None and found.state in OrderState.FINAL else None
+
+        answer = self.wait_for(answered, f"the switchover to {to or 'anybody'} is answered", limit_s)
+        self.zk.delete_async(path).get(timeout=_READ_LIMIT_S)
+        return at_ns, answer
 
     # --- diagnostics --------------------------------------------------------------------------------------------------
 

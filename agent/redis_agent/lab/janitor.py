@@ -1,7 +1,8 @@
-"""Cleans up behind a process that may be killed: ``python -m redis_agent.demo.janitor DIRECTORY [--keep]``.
+"""Cleans up behind a process that may be killed: ``python -m redis_agent.lab.janitor DIRECTORY [--keep]``.
 
 It waits until the other end of its standard input is closed, by whatever: then it kills every process that works below
-the directory, and removes the directory unless it is to be kept. Nothing but the standard library, so it starts fast.
+the directory, and every guard of a Redis there (which outlive the agents on purpose), and removes the directory unless
+it is to be kept. Nothing but the standard library, so it starts fast.
 """
 
 from __future__ import annotations
@@ -9,22 +10,65 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LIMIT_S = 5.0
+_GUARD = b"guard.py"
+_SOURCES = str(Path(__file__).resolve().parents[2])
+
+
+@contextmanager
+def cleaning(directory: Path, *, keep: bool = False) -> Iterator[None]:
+    """A small process beside us cleans the directory up at the end, also if we are killed.
+
+    Args:
+        directory: where everything is that is to be ended.
+        keep: leave the files.
+    """
+    janitor = subprocess.Popen(
+        [sys.executable, "-m", "redis_agent.lab.janitor", str(directory), *(["--keep"] if keep else [])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        cwd="/",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [_SOURCES, os.environ.get("PYTHONPATH", "")]))},
+        # Out of reach of Ctrl-C and of a closed terminal.
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        assert janitor.stdin is not None
+        janitor.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            janitor.wait(2 * _LIMIT_S)
 
 
 def workers(directory: Path) -> Iterator[int]:
-    """Processes whose working directory is below this one. A zombie has none."""
+    """Processes whose working directory is below this one, and guards that are told of a place there.
+
+    A zombie has neither.
+    """
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
             with suppress(OSError):
-                if (entry / "cwd").readlink().is_relative_to(directory):
+                if _works_below(entry, directory) or _guards(entry, directory):
                     yield int(entry.name)
+
+
+def _works_below(entry: Path, directory: Path) -> bool:
+    return (entry / "cwd").readlink().is_relative_to(directory)
+
+
+def _guards(entry: Path, directory: Path) -> bool:
+    words = (entry / "cmdline").read_bytes().split(b"\0")
+    if not any(word.endswith(_GUARD) for word in words):
+        return False
+    return any(Path(os.fsdecode(word)).is_relative_to(directory) for word in words)
 
 
 def clean(directory: Path, *, keep: bool) -> None:

@@ -167,6 +167,19 @@ class Load:
         later = (ack for ack in self.acks(since_ns, confirmed=confirmed) if ack.epoch > after_epoch)
         return next(later, None)
 
+    def resumed(self, since_ns: int, *, after_epoch: int) -> bool:
+        """Whether a leader of a later epoch has acknowledged a write of every writer since then."""
+
+        def has_resumed(writer: Writer) -> bool:
+            return any(ack.epoch > after_epoch for ack in _latest_first(writer.acks, since_ns))
+
+        return all(has_resumed(writer) for writer in self._writers)
+
+    def unconfirmed(self, since_ns: int) -> int:
+        """How many writes were acknowledged since then whose WAIT counted too few replicas, or got no answer."""
+        waiting = (writer for writer in self._writers if writer.kind is Kind.CONFIRMED)
+        return sum(not ack.confirmed for writer in waiting for ack in _latest_first(writer.acks, since_ns))
+
     def longest_write_s(self, since_ns: int) -> float:
         """The longest that any one write took, its retries included."""
         return max(((ack.at_ns - ack.begun_ns) / 1e9 for ack in self.acks(since_ns)), default=0.0)

@@ -19,6 +19,9 @@ from types import TracebackType
 from typing import Any, Self
 
 _CHUNK_BYTES = 65_536
+_LENGTH = struct.Struct(">i")
+_NOTIFICATION = struct.pack(">i", -1)
+"""The first word of a ZooKeeper frame that a watch fired for; those that answer a request have its number there."""
 _MAX_HELD_BYTES = 1 << 20
 _JOIN_LIMIT_S = 5.0
 
@@ -31,13 +34,40 @@ class Cut(Enum):
     REPLIES = "replies"
 
 
+class _WatchFilter:
+    """Removes the notifications from what a ZooKeeper server sends, frame by frame."""
+
+    def __init__(self) -> None:
+        self.swallowed = 0
+        self._partial = bytearray()
+
+    def passed(self, chunk: bytes) -> bytes:
+        """The whole frames so far that are no notifications."""
+        self._partial += chunk
+        kept = bytearray()
+        while len(self._partial) >= _LENGTH.size:
+            end = _LENGTH.size + int(_LENGTH.unpack_from(self._partial)[0])
+            if len(self._partial) < end:
+                break
+            frame = bytes(self._partial[:end])
+            del self._partial[:end]
+            if frame[_LENGTH.size :].startswith(_NOTIFICATION):
+                self.swallowed += 1
+            else:
+                kept += frame
+        return bytes(kept)
+
+
 class _Pipe:
     """One direction of one connection: bytes read from ``source`` and not yet written to ``sink``."""
 
-    def __init__(self, source: socket.socket, sink: socket.socket, direction: Cut) -> None:
+    def __init__(
+        self, source: socket.socket, sink: socket.socket, direction: Cut, watch_filter: _WatchFilter | None = None
+    ) -> None:
         self.source = source
         self.sink = sink
         self.direction = direction
+        self.watch_filter = watch_filter
         self.held = bytearray()
         self.ended = False
         """The source has sent its last byte."""
@@ -58,6 +88,8 @@ class TcpProxy:
         self._listener.settimeout(0)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._cut: Cut | None = None
+        self._swallows_watches = False
+        self._watch_filters: list[_WatchFilter] = []
         self._connections: list[tuple[_Pipe, _Pipe]] = []
         self._orders: list[tuple[Callable[[], None], threading.Event]] = []
         self._lock = threading.Lock()
@@ -78,6 +110,19 @@ class TcpProxy:
     def connections(self) -> int:
         """How many connections are open through it."""
         return len(self._connections)
+
+    @property
+    def watches_swallowed(self) -> int:
+        """How many notifications of ZooKeeper were swallowed."""
+        return sum(each.swallowed for each in self._watch_filters)
+
+    def swallow_watches(self) -> None:
+        """For a ZooKeeper server: connections that are opened from now on hear of no watch that fires."""
+
+        def order() -> None:
+            self._swallows_watches = True
+
+        self._order(order)
 
     def cut(self, what: Cut = Cut.BOTH) -> None:
         """Go silent. Both directions also stop accepting; a cut of one direction goes on accepting."""
@@ -179,7 +224,11 @@ class TcpProxy:
         for sock in (client, server):
             sock.settimeout(0)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connections.append((_Pipe(client, server, Cut.REQUESTS), _Pipe(server, client, Cut.REPLIES)))
+        watch_filter = _WatchFilter() if self._swallows_watches else None
+        if watch_filter is not None:
+            self._watch_filters.append(watch_filter)
+        replies = _Pipe(server, client, Cut.REPLIES, watch_filter)
+        self._connections.append((_Pipe(client, server, Cut.REQUESTS), replies))
 
     def _forward(self, ready: Mapping[Any, int]) -> None:
         for pair in list(self._connections):
@@ -219,7 +268,7 @@ def _move(pipe: _Pipe, *, readable: bool) -> None:
     if readable and not pipe.ended:
         with suppress(BlockingIOError):
             chunk = pipe.source.recv(_CHUNK_BYTES)
-            pipe.held += chunk
+            pipe.held += chunk if pipe.watch_filter is None else pipe.watch_filter.passed(chunk)
             pipe.ended = not chunk
     if pipe.held:
         with suppress(BlockingIOError):

@@ -170,7 +170,7 @@ class Writer:
         commands = self._commands(seq, view)
         try:
             connection.send(pack(*commands))
-            reply = connection.reply()
+            reply = connection.reply(self._still_leads)
         except OSError as error:
             raise _Unknown from error
         if isinstance(reply, ReplyError):
@@ -201,7 +201,7 @@ class Writer:
 
     def _waited(self, connection: LabConnection, view: LeaderView) -> bool:
         try:
-            reply = connection.reply()
+            reply = connection.reply(self._still_leads)
         except OSError:
             # The write itself was acknowledged.
             self._disconnect()
@@ -234,6 +234,13 @@ class Writer:
         except OSError as error:
             raise _NotExecuted from error
         return self._connection, view
+
+    def _still_leads(self) -> bool:
+        """Nobody of a later epoch serves, as far as we know. What another one answers is not to be believed, and a host
+        that stands still answers nothing; in a handover the old leader answers as soon as the new one serves.
+        """
+        leader = self._load.observer.leader
+        return leader is None or self._view is None or leader.epoch <= self._view.epoch
 
     def _disconnect(self) -> None:
         if self._connection is not None:

@@ -1,0 +1,307 @@
+"""The agent comes and goes, its Redis stays: leaving, attaching, and a guard that is dead, stopped or another's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from redis_agent.guard_link import SOCKET_NAME, GuardLink
+from redis_agent.lab.waiting import wait_for
+from redis_agent.messages import (
+    ArmGuard,
+    DisarmGuard,
+    Follow,
+    GuardDone,
+    GuardFailed,
+    KillRedis,
+    LeaveRedis,
+    Probe,
+    RedisDied,
+    RedisLeft,
+    RedisUp,
+    StopRedis,
+)
+from redis_agent.process_host import is_alive, start_time_s
+from redis_agent.redis_conf import FENCED, LaunchRefused
+from redis_agent.replication import NOWHERE
+from tests.support.redis import QUICK_SYNC, LocalRedis, MakeRedis, clock, follow, make_redis
+
+__all__ = ["make_redis"]
+
+
+def next_life(local: LocalRedis, conf: str = "", **settings: Any) -> LocalRedis:
+    """Another agent of the same directory and port; the one before has let go, or is dead."""
+    return LocalRedis(local.directory, conf, port=local.address.port, **settings)
+
+
+def leave(local: LocalRedis) -> None:
+    """LeaveRedis, and what the agent does when it exits."""
+    local.adapter.execute(LeaveRedis(local.incarnation))
+    local.expect(RedisLeft)
+    local.alive = False
+    local.adapter.close()
+
+
+def guard_of(up: RedisUp) -> psutil.Process:
+    guard = psutil.Process(up.pid).parent()
+    assert guard is not None
+    return guard
+
+
+def is_gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def own_connections(local: LocalRedis) -> dict[str, str]:
+    """Ids and names of the agent's and the guard's connections."""
+    found = {row["id"]: row["name"] for row in local.client().client_list()}
+    return {number: name for number, name in found.items() if name.startswith("redis-agent-")}
+
+
+# --- leaving and attaching ------------------------------------------------------------------------------------------
+
+
+def test_redis_is_left_to_the_next_life(make_redis: MakeRedis) -> None:
+    """The same process, with its role and its data, fenced; nothing of the earlier life is connected to it any more."""
+    primary, first = make_redis(QUICK_SYNC), make_redis()
+    primary.lead()
+    primary.client().set("a", 1)
+    follow(first, primary)
+    before = first.up
+    assert before is not None
+    connections = own_connections(first)
+    leave(first)
+    assert first.events.empty()
+    with next_life(first) as second:
+        assert second.adapter.find_old() == (before.pid, before.create_time)
+        second.adapter.check()
+        up = second.start()
+        assert up.attached
+        assert (up.pid, up.create_time, up.info.run_id) == (before.pid, before.create_time, before.info.run_id)
+        assert up.info.primary == primary.address, "it goes on following whom it followed"
+        assert second.ask(Probe).drift == (("min-replicas-to-write", str(FENCED)),)
+        now = own_connections(second)
+        assert sorted(now.values()) == sorted(connections.values())
+        guards = {number for number, name in connections.items() if name == "redis-agent-guard"}
+        assert set(now) & set(connections) == guards
+        assert second.done(Follow, primary=primary.address).keys == 1
+        # Only the first start of a life attaches.
+        os.kill(up.pid, signal.SIGKILL)
+        assert second.expect(RedisDied).status == -signal.SIGKILL
+        fresh = second.start()
+        assert not fresh.attached
+        assert fresh.info.primary == NOWHERE
+
+
+ORPHAN = """
+    import sys, time
+    from pathlib import Path
+    sys.path[:0] = sys.argv[1].split(":")
+    from redis_agent.messages import ArmGuard, GuardDone
+    from tests.support.redis import LocalRedis, clock
+    local = LocalRedis(Path(sys.argv[2]))
+    up = local.start()
+    if sys.argv[3] == "leads":
+        assert isinstance(local.ask(ArmGuard, until=clock() + 60), GuardDone)
+        local.lead()
+    print(up.pid, local.address.port, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("role", ["leads", "follows"])
+def test_an_agent_that_is_killed(tmp_path: Path, role: str) -> None:
+    """One that led leaves a fenced Redis within 100 ms; one that did not leaves it as it is. The next life attaches.
+
+    # case C3
+    """
+    command = [sys.executable, "-c", textwrap.dedent(ORPHAN), ":".join(sys.path), str(tmp_path), role]
+    agent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert agent.stdout is not None
+    pid, port = map(int, agent.stdout.readline().split())
+    started_s = start_time_s(pid)
+    assert started_s is not None
+    with LocalRedis(tmp_path, port=port) as second:
+        client = second.client()
+        client.ping()
+
+        def fenced() -> bool:
+            value: str = client.config_get("min-replicas-to-write")["min-replicas-to-write"]
+            return value == str(FENCED)
+
+        assert fenced() == (role == "follows")
+        agent.kill()
+        killed_at = time.monotonic()
+        wait_for(fenced, 1.0, "Redis is fenced", pause_s=0.001)
+        assert time.monotonic() - killed_at < 0.1
+        agent.wait()
+        agent.stdout.close()
+        assert is_alive(pid, started_s)
+        up = second.start()
+        assert (up.attached, up.pid) == (True, pid)
+        assert up.info.is_primary == (role == "leads")
+        told = [line for line in second.output if line.startswith("guard: fenced redis-server")]
+        assert len(told) == (1 if role == "leads" else 0)
+
+
+def test_settings_that_changed_meanwhile(make_redis: MakeRedis) -> None:
+    """Redis is attached to by the password that it was started with, and that it has other settings is said."""
+    first = make_redis("requirepass old")
+    before = first.up
+    assert before is not None
+    leave(first)
+    with next_life(first, "requirepass new\nmaxclients 500") as second:
+        up = second.start()
+        assert (up.attached, up.pid) == (True, before.pid)
+        assert any("takes effect at the next start" in line for line in second.output)
+        assert second.info().run_id == before.info.run_id
+        second.adapter.execute(StopRedis(second.incarnation, 5.0))
+        second.expect(RedisDied)
+        assert not second.start().attached
+        assert second.client(password="new").ping()
+
+
+def test_a_redis_that_died_meanwhile_is_told_of(make_redis: MakeRedis) -> None:
+    """Its status and its last words are in the next life's log, and another one is launched."""
+    first = make_redis()
+    assert first.up is not None
+    guard = guard_of(first.up)
+    leave(first)
+    os.kill(first.up.pid, signal.SIGTERM)
+    wait_for(lambda: is_gone(psutil.Process(first.up.pid)) if first.up else False, 5.0, "Redis is dead")
+    with next_life(first) as second:
+        assert second.adapter.find_old() is None
+        assert any("bye bye" in line for line in second.output)
+        assert "redis-server has died while it had no agent (status 0)" in second.output
+        wait_for(lambda: is_gone(guard), 1.0, "its guard has ended")
+        assert not second.start().attached
+
+
+def test_a_hung_redis_is_attached_to_when_it_answers(make_redis: MakeRedis) -> None:
+    """Nothing is told as long as it hangs; it can be killed meanwhile, and counts as one that was up."""
+    first = make_redis()
+    assert first.up is not None
+    leave(first)
+    os.kill(first.up.pid, signal.SIGSTOP)
+    with next_life(first) as second:
+        second.launch()
+        wait_for(lambda: second.adapter._current.process, 1.0, "it tries")
+        os.kill(first.up.pid, signal.SIGCONT)
+        up = second.expect(RedisUp)
+        assert up.attached
+        leave(second)
+    os.kill(first.up.pid, signal.SIGSTOP)
+    with next_life(first) as third:
+        third.launch()
+        third.adapter.execute(KillRedis(third.incarnation, "it hangs"))
+        died = third.expect(RedisDied, 1.0)
+        assert (died.status, died.was_up) == (-signal.SIGKILL, True)
+
+
+def test_another_agents_redis_is_refused(make_redis: MakeRedis, tmp_path: Path) -> None:
+    """Two agents with one run directory: the second one is told whose it is, and nothing is done to Redis."""
+    first = make_redis()
+    with next_life(first) as second:
+        with pytest.raises(LaunchRefused, match=f"process {os.getpid()} is the agent of this redis-server; stop that"):
+            second.adapter.check()
+        second.launch()
+        assert "stop that agent first" in second.expect(RedisDied).last_words
+    assert first.info().primary == NOWHERE
+
+
+# --- the guard's own troubles ---------------------------------------------------------------------------------------
+
+
+def test_arming_and_disarming_are_answered(make_redis: MakeRedis) -> None:
+    """By GuardDone while the guard lives; by GuardFailed, once, when Redis is dead or of another incarnation."""
+    local = make_redis()
+    assert isinstance(local.ask(ArmGuard, until=clock() + 60), GuardDone)
+    assert isinstance(local.ask(DisarmGuard), GuardDone)
+    assert isinstance(local.ask(DisarmGuard, incarnation=7), GuardFailed)
+    assert local.up is not None
+    guard = guard_of(local.up)
+    guard.suspend()
+    local.adapter.execute(ArmGuard(local.incarnation, 1000, clock() + 60))
+    local.adapter.execute(KillRedis(local.incarnation, "no acknowledgement"))
+    assert local.expect(GuardFailed).request == 1000
+    local.expect(RedisDied)
+    assert isinstance(local.ask(ArmGuard, until=clock() + 60), GuardFailed)
+
+
+def test_redis_is_killed_though_its_guard_is_stopped(make_redis: MakeRedis) -> None:
+    """At once, by the agent itself; then the guard is killed, and the next start has another one.
+
+    # case C8
+    """
+    local = make_redis()
+    assert local.up is not None
+    guard = guard_of(local.up)
+    guard.suspend()
+    killed_at = time.monotonic()
+    local.adapter.execute(KillRedis(local.incarnation, "no acknowledgement"))
+    died = local.expect(RedisDied)
+    assert time.monotonic() - killed_at < 0.1
+    assert (died.status, died.was_up) == (-signal.SIGKILL, True)
+    assert guard_of(local.start()).pid != guard.pid
+    wait_for(lambda: is_gone(guard), 1.0, "the stopped guard is killed")
+
+
+def test_a_guard_that_dies_is_a_redis_that_dies(make_redis: MakeRedis) -> None:
+    """Redis is dead by the kernel's doing, is reported so with the reason, and can be launched again.
+
+    # case C8
+    """
+    local = make_redis()
+    assert local.up is not None
+    guard = guard_of(local.up)
+    guard.kill()
+    died = local.expect(RedisDied, 1.0)
+    assert (died.status, died.was_up) == (-signal.SIGKILL, True)
+    wait_for(lambda: f"guard {guard.pid} has ended" in local.output, 1.0, "the reason is told")
+    assert not is_alive(local.up.pid, local.up.create_time)
+    assert not local.start().attached
+
+
+def test_a_stopped_guard_is_not_attached_to(make_redis: MakeRedis) -> None:
+    """One that does not answer is killed with its Redis: it may be armed, and nobody would know for how long."""
+    first = make_redis()
+    assert first.up is not None
+    guard = guard_of(first.up)
+    leave(first)
+    guard.suspend()
+    with next_life(first) as second:
+        assert second.adapter.find_old() is None
+        assert any(f"guard {guard.pid} does not answer" in line for line in second.output)
+        assert is_gone(guard)
+        up = first.up
+        wait_for(lambda: not is_alive(up.pid, up.create_time), 1.0, "Redis is dead")
+        assert not second.start().attached
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    """After an orderly stop neither guard nor socket is there when the agent exits; a stale socket disturbs nobody."""
+    with LocalRedis(tmp_path) as local:
+        up = local.start()
+        guard = guard_of(up)
+        local.adapter.execute(StopRedis(local.incarnation, 5.0))
+        local.expect(RedisDied)
+        local.adapter.close()
+        assert is_gone(guard)
+        assert not psutil.pid_exists(guard.pid), "it is reaped"
+        path = tmp_path / "run" / SOCKET_NAME
+        assert not path.exists()
+    with LocalRedis(tmp_path) as other:
+        os.kill(guard_of(other.start()).pid, signal.SIGKILL)
+        other.expect(RedisDied)
+        assert path.exists()
+        assert GuardLink.find(path) is None
+        assert not other.start().attached
