@@ -28,6 +28,7 @@ ATTACH_RIGHTS: tuple[Request, ...] = (
     ("CONFIG", "SET", "min-replicas-to-write", FENCED),
     ("CONFIG", "GET", "min-replicas-to-write"),
     ("CLIENT", "KILL", "ID", NO_CLIENT),
+    ("CLIENT", "LIST", "ID", NO_CLIENT),
     ("ROLE",),
 )
 

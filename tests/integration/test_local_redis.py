@@ -19,7 +19,20 @@ from redis_agent.cli.main import main
 from redis_agent.lab.agent_process import AgentProcess
 from redis_agent.lab.load import Load
 from redis_agent.lab.zookeeper import Ensemble
-from tests.support.cluster import clock, keys, lab, observer_of, refusal, repointings, steps, told, unstarted, write
+from tests.support.cluster import (
+    NodeWriter,
+    clock,
+    keys,
+    lab,
+    observer_of,
+    refusal,
+    repointings,
+    steps,
+    told,
+    unstarted,
+    wait_told,
+    write,
+)
 
 RISING = {f"n{number}": {"member": {"priority": number * 100}} for number in (1, 2, 3)}
 """Of equals, n3 leads, then n2."""
@@ -142,6 +155,76 @@ def test_a_follower_that_somebody_promotes(zookeeper: Ensemble, tmp_path: Path) 
         cluster.wait_settled()
         assert told(follower, "drift", settings="replicaof")
         assert (cluster.serving(), cluster.epoch()) == (leader, epoch)
+
+
+# --- agents that come and go ----------------------------------------------------------------------------------------
+
+
+def test_the_leaders_agent_is_killed(zookeeper: Ensemble, tmp_path: Path) -> None:
+    """Its Redis acknowledges nothing later than 100 ms after the kill, and lives on; its next life attaches to it.
+
+    # case C3
+    """
+    with lab(zookeeper, tmp_path) as cluster:
+        leader, since = cluster.wait_settled(), clock()
+        redis_pid, guard_pid = leader.redis_pid, leader.guard_pid
+        with NodeWriter(leader) as writer:
+            cluster.wait_for(lambda: len(writer.acks) > 10, "writes are acknowledged")
+            killed_at = clock()
+            leader.kill()
+            cluster.wait_for(lambda: refusal(leader), "it refuses writes")
+            leader.start()
+            wait_told(cluster, leader, "redis_attached", since)
+            late = [at for at in writer.acks if at > killed_at + 0.1]
+        assert (leader.redis_pid, leader.guard_pid) == (redis_pid, guard_pid)
+        cluster.wait_serving(after_epoch=1)
+        served_at = min(told(member, "transition", since, to="leader.serving")[0]["clock"] for member in cluster
+                        if told(member, "transition", since, to="leader.serving"))  # fmt: skip
+        assert not [at for at in late if at < served_at]
+        cluster.wait_settled()
+
+
+def test_an_upgrade_of_the_agent_alone(zookeeper: Ensemble, tmp_path: Path) -> None:
+    """SIGUSR2 to a leader and to a follower: the same process runs the program anew, on the same Redis and guard.
+
+    # case E6
+    """
+    with lab(zookeeper, tmp_path) as cluster:
+        leader = cluster.wait_settled()
+        write(leader, 100)
+        cluster.wait_settled()
+        for member in (leader, next(each for each in cluster if each is not leader)):
+            since, before = clock(), (member.pid, member.redis_pid, member.guard_pid)
+            member.upgrade()
+            wait_told(cluster, member, "redis_attached", since)
+            cluster.wait_settled()
+            assert (member.pid, member.redis_pid, member.guard_pid) == before
+        assert cluster.serving() is not leader
+        assert [keys(member) for member in cluster] == [100, 100, 100]
+
+
+def test_a_wrong_setting_ends_the_agent_and_not_its_redis(zookeeper: Ensemble, tmp_path: Path) -> None:
+    """An agent that refuses its settings leaves Redis alone; with the settings mended it attaches.
+
+    # case D6
+    """
+    with lab(zookeeper, tmp_path) as cluster:
+        leader = cluster.wait_settled()
+        write(leader, 10)
+        follower = next(member for member in cluster if member is not leader)
+        cluster.wait_settled()
+        since, redis_pid = clock(), follower.redis_pid
+        follower.kill()
+        follower.configure({"timing": {"heartbeat_s": 100.0}})
+        follower.start()
+        assert follower.wait(10) == 2
+        assert follower.redis_pid == redis_pid
+        assert keys(follower) == 10
+        follower.configure({"timing": {"heartbeat_s": 0.1}})
+        follower.start()
+        wait_told(cluster, follower, "redis_attached", since)
+        cluster.wait_settled()
+        assert follower.redis_pid == redis_pid
 
 
 # --- what is refused at the start -----------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ class Core(Considering):
         """Should a watch ever be lost, this still converges."""
         self.look_at_all()
         if self.state == machine.SERVING:
-            self.look(Part.ORDERS)
+            self.look_at_orders()
         self.arm("reread", self.now + self.settings.reread_s)
 
     def _retry_role(self) -> None:
@@ -298,7 +298,7 @@ class Core(Considering):
                 self.follow_done(event.info)
             case "lift":
                 self.lift_done(event.info)
-                self.look(Part.ORDERS)
+                self.look_at_orders()
             case "raise":
                 self.redis.info = event.info or self.redis.info
             case "promote":

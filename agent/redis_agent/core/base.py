@@ -67,6 +67,7 @@ class View:
     presences: dict[str, Presence] = field(default_factory=dict)
     presences_known: bool = False
     """No change of who is there was told since it was read."""
+    presences_read_at: float = -inf
     presence_versions: dict[str, int] = field(default_factory=dict)
     ballots: dict[str, Ballot] = field(default_factory=dict)
     stale_ballots: tuple[str, ...] = ()
@@ -176,6 +177,7 @@ class Base:
         """Epoch and address of the leader that our Redis was told to follow."""
         self.served_incarnation = 0
         self.goal = Goal.RUN
+        self.goal_since = 0.0
         self.stop_count = 0
         self.exit_code = 0
         self.exit_reason = "stopped as told"

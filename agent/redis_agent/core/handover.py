@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from redis_agent import machine
 from redis_agent.core.base import Goal, Round
+from redis_agent.core.reading import Part
 from redis_agent.core.takeover import Takeover
 from redis_agent.election import succeeded
 from redis_agent.messages import (
@@ -36,6 +37,7 @@ PAUSE_SPARE_S = 5.0
 LOOK_AGAIN_S = 0.002
 """How soon an appointed successor asks its Redis again whether everything has arrived: there is no event for that."""
 RETRY_SICK_S = 30.0
+STALE_S = 1.0
 
 
 @dataclass(slots=True)
@@ -98,6 +100,13 @@ class Handover(Takeover):
 
     # --- the old leader -----------------------------------------------------------------------------------------------
 
+    def knows_who_is_fit(self, since: float) -> bool:
+        """What presences say was read since then; else it is read, as long as that is possible."""
+        if self.view.presences_read_at >= since or not self.session.connected:
+            return True
+        self.look(Part.PRESENCES)
+        return False
+
     def begin_handover(self, successors: tuple[str, ...], why: str, order: str = "") -> None:
         self.plan = Plan(successors, why, order, began_at=self.now)
         self.log("info", "handover", why=why, to=",".join(successors) or "nobody")
@@ -132,7 +141,7 @@ class Handover(Takeover):
         self._catch_up_request = 0
         self.log("info" if event.member else "warning", "caught_up", successor=event.member or "nobody in time")
         if event.member is None or self.plan is None:
-            self.nobody_caught_up(f"no successor had everything within {self.settings.handover_s:g} s")
+            self.handover_overdue()
         else:
             self.plan.chosen = event.member
             self.fire("caught_up")
@@ -145,8 +154,9 @@ class Handover(Takeover):
         self.fire("give_up" if self.goal is Goal.RUN else "depart")
 
     def handover_overdue(self) -> None:
-        """The timer of the first steps."""
-        self.nobody_caught_up(f"not ready within {self.settings.handover_s:g} s")
+        """The wait for a successor is over."""
+        names = " or ".join(self.plan.successors) if self.plan else "nobody"
+        self.nobody_caught_up(f"{names} did not have everything within {self.settings.handover_s:g} s")
 
     def handover_failed(self, problem: str) -> None:
         """We go on leading; say why. Orders are answered by whoever has the plan."""
@@ -336,6 +346,8 @@ class Handover(Takeover):
         """A primary that refuses all writes gives way to a healthy member; if there is none, it stays and says so."""
         redis = self.redis
         if not redis.sick or self.state != machine.SERVING or self.now < self._sick_retry_at or self.role_requests:
+            return
+        if not self.knows_who_is_fit(self.now - STALE_S):
             return
         successors = self.fit_successors()
         if successors:

@@ -6,6 +6,7 @@ from math import inf
 
 from redis_agent import machine
 from redis_agent.core.following import Following
+from redis_agent.core.reading import Part
 from redis_agent.election import Mode, quorum
 from redis_agent.messages import GuardDone, GuardFailed, LiftFence, Unpause
 from redis_agent.replication import RedisInfo
@@ -153,6 +154,7 @@ class Leading(Following):
         if followed or len(able) <= len(voters) // 2:
             self._unfollowed_since = inf
             return
+        self.look(Part.PRESENCES)
         self._unfollowed_since = min(self._unfollowed_since, self.now)
         unfollowed_s = self.now - self._unfollowed_since
         if unfollowed_s >= self.settings.unfollowed_s:

@@ -41,6 +41,8 @@ class Leaving(Orders):
         if self.goal is Goal.RUN or self.stopping:
             return
         if self.state == machine.SERVING:
+            if self.stop_count < 2 and not self.knows_who_is_fit(self.goal_since):
+                return
             # Also one that is only almost fit may become it in time.
             present = [name for name in self.view.config.voters if name in self.view.presences]
             others = tuple(name for name in present if name != self.settings.name)

@@ -8,6 +8,7 @@ from math import inf
 from redis_agent import machine
 from redis_agent.core.base import Goal
 from redis_agent.core.handover import Handover
+from redis_agent.core.reading import Part
 from redis_agent.core.settings import CoreSettings
 from redis_agent.messages import Check, Commit, CommitDone, CommitRefused, CommitUnknown, Delete, Op, Put
 from redis_agent.znodes import Order, OrderState, encode
@@ -47,6 +48,8 @@ class Orders(Handover):
             if refusal and self.now < self.served_at + SETTLING_S:
                 # Followers that are just attaching are no reason to refuse.
                 self.arm("probe", min(self.timers.get("probe", inf), self.now + LOOK_AGAIN_S))
+                if self.now >= self.view.presences_read_at + LOOK_AGAIN_S:
+                    self.look(Part.PRESENCES)
                 return True
             self._answer(name, order, refusal)
         elif order.state == OrderState.ACCEPTED and not self._under_way(name, order):

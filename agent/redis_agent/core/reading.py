@@ -64,6 +64,10 @@ class Reading(Base):
     def look_at_all(self) -> None:
         self.look(Part.ALL)
 
+    def look_at_orders(self) -> None:
+        """With who is fit to carry them out: nobody watches what presences say."""
+        self.look(Part.ORDERS | Part.PRESENCES)
+
     def look_later(self) -> None:
         """What stands in the way may take its time: look again after a while, once."""
         if "look" not in self.timers:
@@ -135,7 +139,7 @@ class Reading(Base):
             self.look(Part.PRESENCES)
         elif event.path == paths.orders:
             if self.state == machine.SERVING:
-                self.look(Part.ORDERS)
+                self.look_at_orders()
         elif event.path == paths.ballots:
             if self.state == machine.VOTING:
                 self.look(Part.BALLOTS)
@@ -215,6 +219,7 @@ class Reading(Base):
         self.view.presences = {name: known.get(name, replace(unreadable, name=name)) for name in nodes}
         self.view.presence_versions = {name: node.version for name, node in nodes.items()}
         self.view.presences_known = True
+        self.view.presences_read_at = self.now
         leader = self.view.leader
         presence = self.view.presences.get(leader.name) if leader else None
         if presence is not None and leader is not None and presence.replid == leader.replid:

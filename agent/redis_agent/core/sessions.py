@@ -128,7 +128,7 @@ class Sessions(Reading):
     def pursue(self, goal: Goal) -> None:
         """Change what we are there for; how to get there is considered behind each event. Failing is not undone."""
         if self.goal is not Goal.FAIL:
-            self.goal = goal
+            self.goal, self.goal_since = goal, self.now
 
     def close_session(self) -> None:
         """Take back our presence and close: nobody need wait for a timeout."""
