@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from kazoo.security import OPEN_ACL_UNSAFE, make_acl  # type: ignore[import-untyped]
 
 from redis_agent.lab.cluster import LocalCluster
 from redis_agent.lab.zookeeper import Ensemble
-from tests.support.cluster import clock, keys, lab, refusal, told, write
+from tests.support.cluster import clock, keys, lab, refusal, told, wait_told, write
 
 WRITTEN = 100
 
@@ -23,7 +24,7 @@ def identities(cluster: LocalCluster) -> dict[str, tuple[int | None, str]]:
 
 @contextmanager
 def memory_only(zookeeper: Ensemble, directory: Path, *, proxied: bool = False) -> Iterator[LocalCluster]:
-    """Three members whose keys are on no disk; afterwards, too, each is the process that it was, and has all of them."""
+    """Three members whose keys are on no disk; afterwards each is still the process that it was."""
     with lab(zookeeper, directory, proxied=proxied) as cluster:
         leader = cluster.wait_settled()
         write(leader, WRITTEN)
@@ -78,7 +79,7 @@ def test_all_agents_are_killed_for_long(zookeeper: Ensemble, tmp_path: Path) -> 
         cluster.wait_for(lambda: not cluster.presences() and cluster.leader() is None, "their sessions end")
         for member in cluster:
             member.start()
-            cluster.wait_for(lambda name=member.name: cluster.presence(name), f"{member.name} is there")
+            cluster.wait_for(partial(cluster.presence, member.name), f"{member.name} is there")
         all_are_there(cluster, epoch)
 
 
@@ -130,18 +131,14 @@ def test_the_settings_that_all_share_cannot_be_read(zookeeper: Ensemble, tmp_pat
         since = clock()
         cluster.zk.set(path, b"not json")
         for member in cluster:
-            cluster.wait_for(
-                lambda member=member: told(member, "unreadable_znode", since), f"{member.name} says that it's garbage"
-            )
+            wait_told(cluster, member, "unreadable_znode", since)
         followers = [member for member in cluster if member is not leader]
         for member in followers:
             member.kill()
             member.start()
         again = clock()
         for member in followers:
-            cluster.wait_for(
-                lambda member=member: told(member, "unreadable_znode", again), f"{member.name} says it again"
-            )
+            wait_told(cluster, member, "unreadable_znode", again)
         assert refusal(leader) == ""
         assert [member.running for member in cluster] == [True, True, True]
         cluster.zk.set(path, good)

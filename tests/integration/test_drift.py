@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -199,7 +200,7 @@ def test_a_hostile_redis_conf(tmp_path: Path, elsewhere: str) -> None:
                 n1.configure(redis_conf=f"{STILL}{HOSTILE}replicaof {n2.address.host} {n2.address.port}\n")
             cluster.start()
             for member in cluster:
-                wait_for(lambda member=member: told(member, "redis_up"), 10, "the agent rules its Redis")
+                wait_for(partial(told, member, "redis_up"), 10, "the agent rules its Redis")
                 assert refusal(member) == "READONLY"
                 with member.redis() as client:
                     client.replicaof("NO", "ONE")

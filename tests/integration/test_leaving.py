@@ -76,7 +76,7 @@ def test_a_leaving_leader_waits_for_a_successor(zookeeper: Ensemble, tmp_path: P
             member.signal_redis(signal.SIGSTOP)
         write(old, 5000, size_bytes=1000)
         old.terminate()
-        wait_told(cluster, old, "transition", since, to="leader.handing_over")
+        wait_told(cluster, old, "transition", since, to="leader.pausing")
         for member in followers:
             member.signal_redis(signal.SIGCONT)
         assert old.wait(10) == 0
@@ -180,7 +180,7 @@ def test_no_sigterm_is_swallowed(zookeeper: Ensemble, tmp_path: Path) -> None:
         write(leader, 10)
         since = clock()
         # For a successor to catch up; for it to serve; for Redis, which waits for its replicas; then it is killed.
-        for state in ("leader.handing_over", "stopping.yielding", "stopping.redis", ""):
+        for state in ("leader.pausing", "stopping.yielding", "stopping.redis", ""):
             leader.terminate()
             if state:
                 wait_told(cluster, leader, "transition", since, to=state)

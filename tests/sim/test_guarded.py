@@ -278,8 +278,9 @@ def test_where_all_are_sick_the_leader_stays(begin: Begin) -> None:
     """# case D4: and says why."""
     cluster = begin()
     leader, _, _ = roles(cluster)
-    for redis in processes(cluster):
-        redis.fall_ill("MISCONF No space left on device")
+    for member in (*cluster.others(leader), leader):
+        server(member).fall_ill("MISCONF No space left on device")
+        cluster.run(3.0)
     cluster.run(20.0)
     found = cluster.leader()
     assert found is not None

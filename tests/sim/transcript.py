@@ -101,7 +101,8 @@ def _znode(path: str, node: Znode | None) -> str:
 
 def _leader(data: bytes) -> str:
     leader = decode_leader(data)
-    return f"<{leader.name} {leader.phase} epoch={leader.epoch} {leader.replid[:6]}>"
+    to = f" to {leader.successor} at {leader.offset_bytes}" if leader.successor else ""
+    return f"<{leader.name} {leader.phase}{to} epoch={leader.epoch} {leader.replid[:6]}>"
 
 
 def _ballot(node: Znode) -> str:

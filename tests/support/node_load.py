@@ -1,4 +1,4 @@
-"""Clients that write to every node all the time and ask nobody who leads: what they are told tells who accepts writes."""
+"""Clients that write to every node all the time and ask nobody who leads: so it shows who accepts writes."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class RedisCare(Leading):
         self.fence_due = self.guard_due = inf
         for timer in ("probe", "retry_role"):
             self.disarm(timer)
-        if not self.ever_up and not self.stopping:
+        if not self.ever_up and not event.was_up and not self.stopping:
             # It never ran with this configuration: a person must mend it, and a crash loop would only hide it.
             self.fail(2, f"redis-server does not start: {event.last_words or f'status {event.status}'}")
         self.fire("redis_lost")

@@ -38,10 +38,11 @@ class Worth(Sessions):
         redis, record = self.redis, self.record
         redis.attached = True
         points_somewhere = info.primary not in (None, NOWHERE)
-        redis.followed = record.followed or points_somewhere or record.run_id != info.run_id
+        same = record.run_id == info.run_id
+        redis.followed = points_somewhere or (same and record.followed)
         if points_somewhere and info.primary is not None:
             self.followed = (0, info.primary)
-        if record.run_id != info.run_id:
+        if not same:
             redis.loaded = UNKNOWN_LOAD
             return
         redis.loaded = record.loaded or (None if info.loading else UNKNOWN_LOAD)
