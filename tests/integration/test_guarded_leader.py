@@ -11,10 +11,10 @@ import pytest
 
 from redis_agent.lab.agent_process import AgentProcess
 from redis_agent.lab.cluster import LocalCluster
+from redis_agent.lab.settings import Settings
 from redis_agent.lab.zookeeper import Ensemble
 from tests.support.cluster import (
     SESSION_S,
-    UNCORRECTED,
     NodeWriter,
     clock,
     keys,
@@ -30,6 +30,8 @@ from tests.support.hangs import identity, last_ack, let_in, measured
 
 RISING = {f"n{number}": {"member": {"priority": number * 100}} for number in (1, 2, 3)}
 """Of equals, n3 leads, then n2."""
+PATIENT: Settings = {"timing": {"hang_s": 90.0, "busy_s": 60.0}}
+"""Nobody is killed for being silent: only the fences act."""
 TELLING_S = 0.05
 """A reply that was sent in time may be read this much later: client and servers share two cores."""
 
@@ -123,7 +125,7 @@ def test_agent_and_redis_of_a_leader_stand_still(zookeeper: Ensemble, tmp_path: 
 
     # case A6, C2
     """
-    with lab(zookeeper, tmp_path, settings=UNCORRECTED) as cluster, writers(cluster) as found:
+    with lab(zookeeper, tmp_path, settings=PATIENT) as cluster, writers(cluster) as found:
         old = cluster.wait_settled()
         writing(cluster, found[old.name])
         since = clock()
@@ -147,7 +149,7 @@ def test_the_soft_fence(zookeeper: Ensemble, tmp_path: Path) -> None:
 
     # case C2
     """
-    with lab(zookeeper, tmp_path, settings=UNCORRECTED, proxied=True) as cluster, writers(cluster) as found:
+    with lab(zookeeper, tmp_path, settings=PATIENT, proxied=True) as cluster, writers(cluster) as found:
         old = cluster.wait_settled()
         before = identity(old)
         writing(cluster, found[old.name])
@@ -170,7 +172,7 @@ def test_the_hard_fence(zookeeper: Ensemble, tmp_path: Path) -> None:
 
     # case C2
     """
-    with lab(zookeeper, tmp_path, settings=UNCORRECTED, proxied=True) as cluster, writers(cluster) as found:
+    with lab(zookeeper, tmp_path, settings=PATIENT, proxied=True) as cluster, writers(cluster) as found:
         old = cluster.wait_settled()
         before = identity(old)
         writing(cluster, found[old.name])

@@ -30,6 +30,7 @@ from redis_agent.messages import (
     StartRedis,
     StateRecord,
     StopRedis,
+    UpgradeRequested,
 )
 from redis_agent.replication import NOWHERE
 from redis_agent.znodes import decode_ballot
@@ -125,17 +126,37 @@ def test_a_lost_guard_is_replaced_once_somebody_else_serves() -> None:
     """Redis is its child, so both are started again, in order. Case C8."""
     driver = serving()
     driver.step(GuardFailed(1, renewal(driver).request, "connection closed"))
-    driver.settle_but("ballot")
-    driver.settle()
+    driver.settle_but("ballot", DisarmGuard)
+    driver.settle_but(DisarmGuard)
     driver.put(PATHS.epoch, ledger("m1", "m2", "m1", "m3"))
     driver.put(PATHS.leader, leader("m3", 4), owner=901)
     driver.fire_watches()
-    driver.settle_but(StopRedis, Probe)
+    for _ in range(4):
+        driver.settle_but(StopRedis, Probe, DisarmGuard)
+        driver.wait(0.5)
     assert driver.state == machine.FOLLOWER
     assert driver.find(StopRedis)
     driver.step(RedisDied(1, 0, "", was_up=True, ordered=True))
     driver.wait(1)
     assert driver.find(StartRedis)
+
+
+def test_a_guard_that_comes_back_is_good_again() -> None:
+    """It was only stopped: a member with the only evidence must not stand back for ever."""
+    driver = serving()
+    driver.remove(PATHS.presence("m3"))
+    driver.fire_watches()
+    driver.settle()
+    driver.step(GuardFailed(1, renewal(driver).request, "stopped"))
+    driver.settle_but(DisarmGuard)
+    driver.wait(0.3)
+    driver.settle_but(DisarmGuard)
+    assert decode_ballot(driver.tree[PATHS.ballot(4, "m1")].data).abstains
+    driver.answer(driver.take(DisarmGuard))
+    driver.wait(0.3)
+    driver.settle_but("claim")
+    assert not decode_ballot(driver.tree[PATHS.ballot(4, "m1")].data).abstains
+    assert not driver.find(StopRedis)
 
 
 def test_the_guard_is_disarmed_behind_the_fence() -> None:
@@ -302,3 +323,23 @@ def test_a_vote_of_the_re_attached_counts() -> None:
     driver.fire_watches()
     driver.settle_but("claim")
     assert driver.find(Commit, "claim")
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_redis_is_left_only_once_it_is_certainly_fenced(confirmed: bool) -> None:
+    """Our session keeps others from leading, and it ends behind that: a hung Redis is killed first. Case C2."""
+    driver = serving()
+    driver.session_down()
+    driver.wait(driver.core.lease.until - driver.now)
+    driver.step(UpgradeRequested())
+    assert driver.state == machine.STOPPING_REDIS
+    assert not driver.find(LeaveRedis)
+    if confirmed:
+        for fence in driver.find(Fence):
+            driver.pending.remove(fence)
+            driver.answer(fence)
+        assert driver.find(LeaveRedis)
+    else:
+        driver.wait(driver.core.settings.fence_timeout_s)
+        assert driver.killed
+        assert not driver.find(LeaveRedis)

@@ -123,8 +123,10 @@ class LocalRedis:
     guard_until: float = -inf
     """Until when the guard knows our lease: without its word the fence is not lifted."""
     guard_asked: float = -inf
+    disarm_request: int = 0
     unguarded: bool = False
     """Its guard was lost: it may not lead, and is restarted under a new one as soon as that costs nobody anything."""
+    unguarded_since: float = inf
 
 
 @dataclass(slots=True)
@@ -357,7 +359,8 @@ class Base:
         redis.guard_asked = redis.guard_until = -inf
         # An answer to an arming that is still under way says nothing any more.
         redis.guard_request = 0
-        self.order(DisarmGuard(redis.incarnation, self.request()))
+        redis.disarm_request = self.request()
+        self.order(DisarmGuard(redis.incarnation, redis.disarm_request))
 
     @property
     def guarded(self) -> bool:

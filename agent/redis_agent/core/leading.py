@@ -28,6 +28,11 @@ class Leading(Following):
 
     def on_guard_done(self, event: GuardDone) -> None:
         redis = self.redis
+        if redis.unguarded and event.request == redis.disarm_request:
+            redis.unguarded = False
+            self.log("info", "guard_is_back")
+            self.arm("stand", self.now)
+            return
         if not redis.guard_request or event.request != redis.guard_request:
             return
         redis.guard_request = 0
@@ -42,11 +47,14 @@ class Leading(Following):
             self.guard_lost(event.reason)
 
     def guard_lost(self, why: str) -> None:
-        """Without a guard nobody may be let in: give way, and replace it together with Redis, whose parent it is."""
+        """Without a guard nobody may be let in: give way. It is replaced together with Redis, whose parent it is.
+
+        Unless it comes back: it was only stopped, and answers what it was told when it goes on.
+        """
         redis = self.redis
         self.guard_due = inf
         redis.guard_request = 0
-        redis.unguarded = True
+        redis.unguarded, redis.unguarded_since = True, self.now
         self.log("error", "guard_lost", problem=why)
         if self.leading:
             self.fire("unfit")

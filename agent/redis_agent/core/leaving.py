@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from redis_agent import machine
 from redis_agent.core.base import Goal
 from redis_agent.core.orders import Orders
@@ -12,6 +14,8 @@ class Leaving(Orders):
     """Leaves without losing anything that was acknowledged."""
 
     _stop_next_life = False
+    _leaving_redis = False
+    """Redis is to be left running as soon as it is certainly fenced."""
 
     def on_stop_requested(self) -> None:
         self.stop_count += 1
@@ -38,6 +42,8 @@ class Leaving(Orders):
 
     def consider_goal(self) -> None:
         """Behind each event: the next step on the way out, if that is where we go."""
+        if self.state == machine.STOPPING_REDIS:
+            self._leave_fenced_redis()
         if self.goal is Goal.RUN or self.stopping:
             return
         if self.state == machine.SERVING:
@@ -105,11 +111,19 @@ class Leaving(Orders):
         # Whoever was let in is shut out first, in case it takes its time (stopping, it may write an RDB).
         self.fence()
         self.save_position()
-        if self.leaves_redis and redis.up and not redis.killed and not redis.unguarded:
+        self._leaving_redis = self.leaves_redis and redis.up and not redis.killed and not redis.unguarded
+        if self._leaving_redis:
             self.save("memory")
-            self.order(LeaveRedis(redis.incarnation))
+            self._leave_fenced_redis()
         else:
             self.order(StopRedis(redis.incarnation, self.settings.stop_redis_s))
+
+    def _leave_fenced_redis(self) -> None:
+        """Not before the fence is confirmed: our session, which keeps others from leading, ends right behind it."""
+        redis = self.redis
+        if self._leaving_redis and not redis.lifted and not redis.killed and redis.guard_asked == -inf:
+            self._leaving_redis = False
+            self.order(LeaveRedis(redis.incarnation))
 
     def redis_left(self) -> None:
         """Nothing more is heard of it in this life."""

@@ -94,6 +94,8 @@ class RedisCare(Leading):
         redis = self.redis
         if not redis.unguarded or not redis.up or redis.killed or self.role_requests or self.leading:
             return
+        if self.now < redis.unguarded_since + self.settings.guard_timeout_s:
+            return  # It may only have been slow.
         others = (self.view.presences.keys() & set(self.view.config.voters)) - {self.settings.name}
         if self.state == machine.FOLLOWER or (self.state == machine.VOTING and not others):
             redis.killed = True

@@ -28,7 +28,6 @@ from redis_agent.znodes import Leader, LeaderPhase, encode
 class Rounds(RedisCare):
     """Takes part in elections."""
 
-    _resign_request = 0
     _verdict: Verdict | None = None
 
     # --- freeze and ballot ------------------------------------------------------------------------------------------
@@ -110,7 +109,7 @@ class Rounds(RedisCare):
         return self.now < self.abstain_until or self.redis.unguarded
 
     def stand_again(self) -> None:
-        """Others had their time: cast a ballot that stands."""
+        """What kept us from standing is over: cast a ballot that stands."""
         if self.state == machine.VOTING and not self.round.ballot_request:
             self.round.cast_at = self.round.complete_since = None
 

@@ -97,7 +97,8 @@ class AgentProcess:
     @property
     def unix_socket(self) -> Path | None:
         """Where Redis listens for its agent; None while there is none."""
-        return next(iter(sorted(self.run_dir.glob("*.sock"))), None)
+        path = self.run_dir / "redis.sock"
+        return path if path.exists() else None
 
     def configure(self, settings: Settings | None = None, *, redis_conf: str | None = None) -> None:
         """Write the two configuration files (again, with changes). Effective at the next start."""
