@@ -164,14 +164,10 @@ _TABLE: tuple[Row, ...] = (
     _row(TAKING_OVER, "served", SERVING, "lift_fence", "committed: let writes in"),
     _row((*LEADER, *HANDOVER), "unfit", FREEZING, "freeze", "our Redis cannot serve: freeze, vote, resign"),
     # --- losing it ---
-    _row(
-        (*LEADER, *HANDOVER), "lease_ended", CONNECTING, "fence", "cannot prove that we lead: fence before others do"
-    ),
+    _row((*LEADER, *HANDOVER), "lease_ended", CONNECTING, "fence", "cannot prove that we lead: fence before others do"),
     _row((*LEADER, *HANDOVER), "deposed", CONNECTING, "fence look", "the ledger has moved on: we lead no more"),
     _row((*LEADER, *HANDOVER), "redis_lost", FREEZING, "cast_empty_ballot", "a dead Redis accepts nothing: resign"),
-    _row(
-        (*LEADER, *HANDOVER), "no_leader", FREEZING, "freeze", "our leader was deleted: nobody claims until we voted"
-    ),
+    _row((*LEADER, *HANDOVER), "no_leader", FREEZING, "freeze", "our leader was deleted: nobody claims until we voted"),
     _row((*LEADER, *HANDOVER), "leader_takes", FREEZING, "freeze", "somebody else claimed: give way"),
     _row((*LEADER, PAUSING, SEALING), "leader_serves", FOLLOWER, "follow", "somebody else serves: give way and follow"),
     # --- handing over: the old leader's side ---
@@ -180,9 +176,7 @@ _TABLE: tuple[Row, ...] = (
     _row(PAUSING, "caught_up", SEALING, "freeze_quietly", "make the position final: a pause ends by itself"),
     _row(SEALING, "frozen", DESIGNATING, "designate", "nothing can be written any more: name the successor"),
     _row(DESIGNATING, "designated", HANDING_OVER, "", "it may take the epoch now, in one transaction"),
-    _row(
-        (DESIGNATING, HANDING_OVER), "overdue", RECLAIMING, "reclaim", "nobody took it: take the epoch ourselves"
-    ),
+    _row((DESIGNATING, HANDING_OVER), "overdue", RECLAIMING, "reclaim", "nobody took it: take the epoch ourselves"),
     _row(RECLAIMING, "claim_won", TAKING_OVER, "promote", "the epoch is ours: promote, still fenced"),
     _row(RECLAIMING, "claim_lost", RECLAIMING, "reclaim", "nobody else took it either: again"),
     _row(
@@ -260,9 +254,7 @@ _TABLE: tuple[Row, ...] = (
     _row(YIELDING, "leader_serves", YIELDING, "release_writes", "the successor serves: send the waiting writes there"),
     _row(YIELDING, "yield_over", YIELDING, "release_writes", "waited long enough for a successor"),
     _row(YIELDING, "released", STOPPING_REDIS, "part_with_redis", "nobody waits here any more"),
-    _row(
-        YIELDING, "stop_again session_expired lease_ended", STOPPING_REDIS, "part_with_redis", "waited enough"
-    ),
+    _row(YIELDING, "stop_again session_expired lease_ended", STOPPING_REDIS, "part_with_redis", "waited enough"),
     _row(STOPPING_REDIS, "stop_again", STOPPING_REDIS, "kill_redis", "no patience for an orderly stop"),
     _row((YIELDING, STOPPING_REDIS), "redis_lost", CLOSING, "close_session", "Redis is gone: take back our znodes"),
     _row(STOPPING_REDIS, "redis_left", CLOSING, "close_session", "Redis runs on: take back our znodes"),

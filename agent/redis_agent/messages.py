@@ -657,8 +657,8 @@ class Ready:
 class Exit:
     """The agent is done. The session is closed; Redis is stopped, or was left to the next life.
 
-    ``again``: the process is to execute itself again, for an upgrade. ``stop``: its next life is told to stop, as its first
-    event: Redis had been left to it already when this one was told.
+    ``again``: the process is to execute itself again, for an upgrade. ``stop``: its next life is told to stop when
+    it begins, because Redis had been left to it when this one was told.
     """
 
     code: int

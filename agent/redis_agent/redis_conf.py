@@ -37,8 +37,12 @@ PINNED = (
     "replica-announce-ip",
     "replica-announce-port",
     "min-replicas-max-lag",
+    "replica-ignore-disk-write-errors",
 )
 """Settings that the protocol rests on: another value at run time is drift."""
+
+SINCE_7_0 = frozenset({"replica-ignore-disk-write-errors"})
+"""Of these, what an older Redis neither needs nor starts with: they are set as soon as it answers."""
 
 SOCKET_PATH_MAX_BYTES = 107
 """What fits into a unix socket's address on Linux, without the terminating zero."""
@@ -278,7 +282,7 @@ def plan_launch(settings: RedisSettings, conf: OperatorConf) -> LaunchPlan:
     port = listening_port(conf, settings.port)
     lines = [*_preamble(settings, conf), f"port {port}", f"dir {quote(str(data_dir))}"]
     lines += [f"replicaof {NOWHERE.host} {NOWHERE.port}", f"min-replicas-to-write {FENCED}"]
-    lines += [f"{name} {quote(value)}" for name, value in pinned]
+    lines += [f"{name} {quote(value)}" for name, value in pinned if name not in SINCE_7_0]
     lines += ["daemonize no", "supervised no", f"lua-time-limit {_busy_after_ms(settings, conf)}"]
     if not own_socket:
         lines += [f"unixsocket {quote(socket_path)}", "unixsocketperm 700"]
@@ -323,6 +327,8 @@ def _pinned(settings: RedisSettings, conf: OperatorConf) -> tuple[tuple[str, str
         "replica-announce-ip": settings.announce.host,
         "replica-announce-port": str(settings.announce.port),
         "min-replicas-max-lag": str(MAX_LAG_S),
+        # Otherwise a replica that can't save ends itself at the next write of its primary's, and its memory with it.
+        "replica-ignore-disk-write-errors": "yes",
     }
     return tuple((name, values[name]) for name in PINNED)
 

@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from redis_agent.redis_conf import FENCED, MAX_LAG_S, MONITOR_CLIENT_NAME, ROLE_CLIENT_NAME, LaunchPlan
+from redis_agent.redis_conf import FENCED, MAX_LAG_S, MONITOR_CLIENT_NAME, ROLE_CLIENT_NAME, SINCE_7_0, LaunchPlan
 from redis_agent.redis_role import INFO, read_info
 from redis_agent.redis_wire import ErrorReply, Reply, Request, Wire, WireDenied, WireError, info_fields
 from redis_agent.replication import NOWHERE, RedisInfo
@@ -123,7 +123,9 @@ def _open(plan: LaunchPlan, pid: int, opened: list[Wire], *, attach: bool) -> Op
         raise _NotOursError
     monitor = Wire.open_unix(plan.socket_path, plan.username, plan.password, ANSWER_LIMIT_S)
     opened.append(monitor)
-    monitor.ask([("CLIENT", "SETNAME", MONITOR_CLIENT_NAME)], time.monotonic() + ANSWER_LIMIT_S)
+    # An older Redis does not know these settings, which is why they are not in its file; nor does it need them.
+    newer: list[Request] = [("CONFIG", "SET", name, value) for name, value in plan.pinned if name in SINCE_7_0]
+    monitor.ask([("CLIENT", "SETNAME", MONITOR_CLIENT_NAME), *newer], time.monotonic() + ANSWER_LIMIT_S)
     return Opened(role, number, monitor, read_info(raw))
 
 

@@ -24,6 +24,9 @@ class Address:
 NOWHERE = Address("127.0.0.1", 1)
 """A port on which nothing listens: a replica of it is frozen."""
 
+LIVELY_LAG_S = 10
+"""As min-replicas-max-lag is set: a replica acknowledges once a second."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLink:
@@ -32,6 +35,13 @@ class ReplicaLink:
     address: Address
     online: bool
     offset_bytes: int
+    lag_s: int = 0
+    """Since its last acknowledgement, in whole seconds."""
+
+    @property
+    def lively(self) -> bool:
+        """It acknowledges, as Redis counts it for min-replicas-to-write. A link can look online long after it is dead."""
+        return self.online and self.lag_s <= LIVELY_LAG_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +159,7 @@ def _replica_links(fields: Mapping[str, object]) -> tuple[ReplicaLink, ...]:
             address=Address(str(value.get("ip", "")), _integer(value, "port", 0)),
             online=value.get("state") == "online",
             offset_bytes=_integer(value, "offset", 0),
+            lag_s=_integer(value, "lag", 0),
         )
         numbered.append((int(match[1]), link))
     return tuple(link for _, link in sorted(numbered, key=lambda pair: pair[0]))

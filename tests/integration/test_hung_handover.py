@@ -23,6 +23,8 @@ from tests.support.hangs import NOTHING, accepting, log_size, measured, missing,
 
 OLD = ("leader.pausing", "leader.sealing", "leader.designating", "leader.handing_over", "leader.handed_over")
 NEW = ("candidate.succeeding", "leader.taking_over")
+QUICK_STEPS = ("leader.sealing", "leader.handed_over")
+"""One is reached as often by aiming at its neighbours; the other one's agent has nothing left to do."""
 STEPS = [("old", state) for state in OLD] + [("new", state) for state in NEW]
 
 
@@ -91,7 +93,7 @@ def test_an_agent_is_held_up(zookeeper: Ensemble, tmp_path: Path, step: tuple[st
         measured(f"the {side} one's agent, meant to stand in {state}, stood in", ", ".join(stood))
 
 
-@pytest.mark.parametrize("step", STEPS, ids=":".join)
+@pytest.mark.parametrize("step", [step for step in STEPS if step[1] not in QUICK_STEPS], ids=":".join)
 def test_an_agent_never_goes_on(zookeeper: Ensemble, tmp_path: Path, step: tuple[str, str]) -> None:
     """The same, but it stands still until its guard kills it, or its session ends.
 
@@ -122,8 +124,8 @@ def test_an_agent_never_goes_on(zookeeper: Ensemble, tmp_path: Path, step: tuple
 
 LONG_SESSION: Settings = {
     # Longer than the pause, which is twice handover_s and 5 s.
-    "zookeeper": {"tick_s": 0.5, "session_timeout_s": 9.0},
-    "timing": {"handover_s": 0.6, "designation_s": 0.6},
+    "zookeeper": {"tick_s": 0.5, "session_timeout_s": 9.5},
+    "timing": {"handover_s": 1.0, "designation_s": 0.9},
 }
 
 
@@ -152,27 +154,25 @@ def test_the_pause_runs_out(slow_zookeeper: Ensemble, tmp_path: Path, state: str
         old = cluster.wait_settled()
         new = next(member for member in cluster if member is not old)
         behind, epoch = log_size(old), cluster.epoch()
-        if state == "leader.pausing":
-            new.signal_redis(signal.SIGSTOP)  # It never has everything.
-        else:
-            new.pause()  # It never takes over.
+        # It does not have everything yet, and will not take over.
+        new.signal_redis(signal.SIGSTOP)
+        new.pause()
         with ordered(cluster, new):
-            assert stopped_at(old, state, behind) == state
             began = clock()
             cluster.wait_for(lambda: waiting(old), "clients wait")
-            if state == "leader.pausing":
+            if state != "leader.pausing":
                 new.signal_redis(signal.SIGCONT)
+            assert stopped_at(old, state, behind) == state
             cluster.wait_for(lambda: not waiting(old), "they wait no more")
             ended = clock()
             refused = refusal(old)
             measured(f"the pause of one that stood in {state} ran out after", f"{ended - began:.1f} s")
             assert old.frozen
             assert cluster.epoch() == epoch
-            if state == "leader.pausing":
-                assert refused == ""
-            else:
-                assert refused == "READONLY"
-                new.resume()
+            assert refused == ("" if state == "leader.pausing" else "READONLY")
+            new.signal_redis(signal.SIGCONT)
+            new.resume()
+            if state != "leader.pausing":
                 assert cluster.wait_serving(after_epoch=epoch) is new
             old.resume()
         one_leads(cluster, load)

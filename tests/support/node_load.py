@@ -37,14 +37,18 @@ class NodeClient:
         member: the node.
         wait: replicas to WAIT for, in the same round trip; 0: a plain client.
         interval_s: between two writes.
+        limit_s: it hangs up on a node that does not answer for so long.
     """
 
-    def __init__(self, member: AgentProcess, wait: int = 0, interval_s: float = 0.003) -> None:
+    _numbers = itertools.count()
+    """Of all: no two clients write the same key."""
+
+    def __init__(self, member: AgentProcess, wait: int = 0, interval_s: float = 0.003, *, limit_s: float = 0.5) -> None:
         self.member = member
         self.acks: list[NodeAck] = []
         self._wait = wait
         self._interval_s = interval_s
-        self._numbers = itertools.count()
+        self._limit_s = limit_s
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"client-of-{member.name}", daemon=True)
 
@@ -58,7 +62,7 @@ class NodeClient:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            with suppress(redis.RedisError, OSError), self.member.redis(timeout_s=0.5) as client:
+            with suppress(redis.RedisError, OSError), self.member.redis(timeout_s=self._limit_s) as client:
                 while not self._stopping.is_set():
                     self._write(client)
                     self._stopping.wait(self._interval_s)

@@ -343,3 +343,29 @@ def test_redis_is_left_only_once_it_is_certainly_fenced(confirmed: bool) -> None
         driver.wait(driver.core.settings.fence_timeout_s)
         assert driver.killed
         assert not driver.find(LeaveRedis)
+
+
+def test_a_session_that_cannot_be_proved_is_let_go() -> None:
+    """ZooKeeper hears a leader that hears nothing: each attempt to connect would keep ``leader`` alive. Case A4."""
+    driver = serving()
+    driver.session_down()
+    driver.wait(driver.core.lease.until - driver.now)
+    for fence in driver.find(Fence):
+        driver.pending.remove(fence)
+        driver.answer(fence)
+    number = driver.core.session.number
+    driver.wait(driver.timeout_s)
+    assert driver.state == machine.CONNECTING
+    driver.wait(driver.core.settings.tick_s)
+    assert driver.state == machine.EXPIRED
+    assert driver.core.session.number == number + 1
+
+
+def test_a_follower_keeps_its_session_through_any_outage() -> None:
+    """Nobody waits for it: a disconnection is not an expiry. Case A2."""
+    driver = follower()
+    number = driver.core.session.number
+    driver.session_down()
+    driver.wait(60)
+    assert driver.state == machine.CONNECTING
+    assert driver.core.session.number == number

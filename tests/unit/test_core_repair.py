@@ -82,6 +82,17 @@ def test_a_replica_that_is_still_loading_does_not_count() -> None:
     assert not driver.find(LiftFence)
 
 
+def test_a_link_that_acknowledges_no_more_does_not_count() -> None:
+    """A cut without a reset: the link looks online until repl-timeout; Redis counts it no more after ten seconds."""
+    driver = serving()
+    linked(driver, ADDRESSES["m3"])
+    probed(driver)
+    driver.settle_but("heartbeat")
+    driver.info = replace(driver.info, replicas=(ReplicaLink(ADDRESSES["m3"], True, 100, lag_s=11),))
+    probed(driver)
+    assert "replicas_lost" in [line.event for line in driver.log]
+
+
 def test_it_is_lowered_behind_a_heartbeat_that_was_sent_after_the_loss() -> None:
     """The ensemble heard us after it: nobody else was elected so far, the followers are gone for another reason."""
     driver = serving()

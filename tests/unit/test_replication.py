@@ -85,7 +85,7 @@ def test_a_primary_is_understood() -> None:
     assert not info.empty
     assert info.backlog
     assert info.replicas == (
-        ReplicaLink(Address("fd00::2", 6380), online=True, offset_bytes=1234),
+        ReplicaLink(Address("fd00::2", 6380), online=True, offset_bytes=1234, lag_s=1),
         ReplicaLink(Address("10.0.0.3", 6379), online=False, offset_bytes=0),
     )
 

@@ -130,6 +130,8 @@ class Core(Considering):
     def _run_timers(self) -> None:
         if self.now >= self.lease_deadline:
             self.log("warning", "lease_ended", late_s=round(self.now - self.lease.until, 4))
+            if self.owns_leader:
+                self.arm("forsake", self.now + self.session.timeout_s + self.settings.tick_s)
             # Only what is read from now on may lead to a role again.
             self.view.fresh = False
             self.look_at_all()
@@ -153,6 +155,7 @@ class Core(Considering):
             "look": self.look_at_all,
             "reread": self._reread,
             "join": self.try_to_join,
+            "forsake": self.forsake_session,
             "absent": self.tell_absence,
             "retry_role": self._retry_role,
             "recast": self.recast,
@@ -290,6 +293,8 @@ class Core(Considering):
         match self.role_requests.pop(event.request, ""):
             case "fence":
                 self.fenced()
+                if event.info is not None:
+                    self.observe(event.info)
             case "freeze":
                 self.freeze_done(event.request, event.info)
             case "hold":

@@ -119,9 +119,12 @@ class Leading(Following):
             for name in self.view.config.voters
             if name != self.settings.name and name in self.view.members
         }
-        attached = {link.address for link in info.replicas if link.online} & addresses
-        self._keep_replicas(len(attached), sum(1 for link in info.replicas if link.online) - len(attached))
-        self._consider_followers(followed=any(link.address in addresses for link in info.replicas))
+        lively = [link for link in info.replicas if link.lively]
+        attached = {link.address for link in lively} & addresses
+        self._keep_replicas(len(attached), len(lively) - len(attached))
+        # One that still copies the data set is not online, and follows all the same.
+        following = [link for link in info.replicas if link.lively or not link.online]
+        self._consider_followers(followed=any(link.address in addresses for link in following))
 
     def _keep_replicas(self, voters: int, others: int) -> None:
         """With w voters attached, a write needs them: when they freeze, their links close, and no clock is needed.
@@ -159,10 +162,11 @@ class Leading(Following):
         """ZooKeeper reaches us, but nobody else does: then others, who reach each other, should lead."""
         voters, presences = set(self.view.config.voters), self.view.presences
         able = [name for name in voters - {self.settings.name} if name in presences and presences[name].redis_up]
+        if not followed:
+            self.look(Part.PRESENCES)  # Nobody watches what they say of themselves.
         if followed or len(able) <= len(voters) // 2:
             self._unfollowed_since = inf
             return
-        self.look(Part.PRESENCES)
         self._unfollowed_since = min(self._unfollowed_since, self.now)
         unfollowed_s = self.now - self._unfollowed_since
         if unfollowed_s >= self.settings.unfollowed_s:

@@ -58,7 +58,7 @@ class Sessions(Reading):
         self.round.claim_request = self.round.ballot_request = 0
         self.forget_everything_read()
         self._bootstrap_request = self._cleared_request = self._wait_request = 0
-        for timer in ("heartbeat", "reread", "join"):
+        for timer in ("heartbeat", "reread", "join", "forsake"):
             self.disarm(timer)
         self.arm("absent", self.now + self.settings.session_timeout_s)
         self.order(OpenSession(self.session.number))
@@ -113,6 +113,18 @@ class Sessions(Reading):
     def on_session_expired(self) -> None:
         self.log("warning", "session_expired", session=hex(self.session.zk_id))
         self.session.connected = False
+        self.lease.closed()
+        self.fire("session_expired")
+
+    def forsake_session(self) -> None:
+        """We led in it, and have not been able to prove it for as long as it should have lived without us.
+
+        If ZooKeeper hears us but we do not hear it, each attempt to connect keeps it alive, and ``leader`` with it, for
+        ever: let go of it, so that it can end.
+        """
+        if self.state != machine.CONNECTING or self.session.connected or self.lease.valid(self.now):
+            return
+        self.log("warning", "session_forsaken", session=hex(self.session.zk_id))
         self.lease.closed()
         self.fire("session_expired")
 
@@ -176,8 +188,9 @@ class Sessions(Reading):
         leader = self.view.leader
         leftover = leader is not None and leader.name == name and leader.guid != session.guid
         if leader is not None and leftover and self._is_leftover(leader.guid):
-            if self.old_redis_alive and not (self.redis.attached and self.redis.up):
-                self.reason = "attaching to the Redis that was left running, before its leadership is given up"
+            if self.redis.lifted or (self.old_redis_alive and not (self.redis.attached and self.redis.up)):
+                self.reason = "making sure that our Redis is fenced, before its earlier leadership is given up"
+                self.arm("join", self.now + RETRY_S)
                 return
             # Our Redis of then is dead or fenced, so nobody need wait for the session that it was promoted under.
             ops += [Check(self.paths.epoch, self.view.ledger_version), Delete(self.paths.leader)]

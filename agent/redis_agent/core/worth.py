@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 from redis_agent import machine
 from redis_agent.core.sessions import Sessions
 from redis_agent.messages import ProbeRemote, RemoteProbed
 from redis_agent.replication import NOWHERE, RedisInfo
 
+ASK_AGAIN_S = 0.2
 UNKNOWN_LOAD = ("", -1)
 """A process of which nobody remembers what it had loaded from disk."""
 
@@ -107,7 +109,10 @@ class Worth(Sessions):
             return
         redis.remote_request = 0
         info = event.info
-        if info is None or leader is None or event.address != leader.address:
+        if info is None:
+            self.arm("probe", min(self.timers.get("probe", inf), self.now + ASK_AGAIN_S))
+            return
+        if leader is None or event.address != leader.address:
             return
         if info.is_primary and info.replid == leader.replid and self.state == machine.FOLLOWER:
             self.offsets_seen = {info.replid: max(info.offset_bytes, self.offsets_seen.get(info.replid, 0))}
