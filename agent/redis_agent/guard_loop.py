@@ -129,6 +129,7 @@ class Guard:
                 self.bury()
             if self.link.sock is not None and self.link.sock.fileno() in ready:
                 self.link.drain()
+                self.revive()
             if self.listener.fileno() in ready:
                 self.accept()
             if self.until is not None and boottime_s() >= self.until:
@@ -200,7 +201,7 @@ class Guard:
             self.note = message["note"]
             self.link.credentials = {name: message[name] for name in ("socket", "user", "password")}
             self.link.keep()
-        elif self.status is None:
+        elif self.status is None and message["do"] in ("arm", "disarm"):
             arming = message["do"] == "arm"
             self.set_deadline(float(message["until"]) if arming else None)
             agent.waiting.append({"is": "done", "id": message["id"]})
@@ -226,6 +227,11 @@ class Guard:
             self.lost = 0
             for _ in batch:
                 self.lines.popleft()
+
+    def revive(self) -> None:
+        """Somebody closed all clients' connections, ours with them: now there is room."""
+        if self.link.sock is None and self.status is None:
+            self.link.keep()
 
     # --- the deadline ---
 

@@ -100,7 +100,7 @@ TRIGGERS: Mapping[str, str] = {
     "served": "the `serve` transaction is committed",
     "deposed": "the ledger has moved on: somebody else leads or led since",
     "lease_ended": "the lease is over: we cannot prove our session",
-    "session_expired": "ZooKeeper said that the session is gone",
+    "session_expired": "ZooKeeper said that the session is gone, or we let go of it after proving nothing for long",
     "session_up": "a new session is established",
     "hand_over": "another member is to lead: we were told to leave, or ordered to, or are sick",
     "caught_up": "a successor has every write",
@@ -237,11 +237,12 @@ _TABLE: tuple[Row, ...] = (
     _row(RESIGNING, "resigned", YIELDING, "await_successor", "waiting writes wait on until somebody can take them"),
     _row(
         RESIGNING,
-        "lease_ended no_leader leader_takes leader_serves deposed unfit",
+        "lease_ended no_leader leader_takes leader_serves deposed",
         STOPPING_REDIS,
         "part_with_redis",
         "we lead no more: nothing left to hand over",
     ),
+    _row(RESIGNING, "unfit", STOPPING_REDIS, "part_with_redis", "our Redis cannot be handed over: fence it and go"),
     _row(RESIGNING, "session_expired", STOPPING_REDIS, "part_with_redis", "no session: nothing left to hand over"),
     _row(RESIGNING, "redis_lost", CLOSING, "cast_empty_ballot close_session", "Redis is dead: resign and leave"),
     _row(

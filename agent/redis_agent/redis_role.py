@@ -102,9 +102,12 @@ def role_steps(command: RoleCommand, own_min_replicas: int, repin: Mapping[str, 
         case Freeze():
             kills = (Step(("CLIENT", "KILL", "TYPE", "normal")), Step(("CLIENT", "KILL", "TYPE", "pubsub")))
             nowhere = Step(("REPLICAOF", NOWHERE.host, NOWHERE.port), Weight.KEY)
-            steps = (lag, fence, nowhere, *(kills if command.kill_clients else ()), *pins)
+            # Nobody waits any more: a pause must not outlive the handover that it was for.
+            unpause = Step(("CLIENT", "UNPAUSE"), Weight.MAY)
+            steps = (lag, fence, nowhere, *((*kills, unpause) if command.kill_clients else ()), *pins)
         case Promote():
-            steps = (Step(("REPLICAOF", "NO", "ONE"), Weight.KEY),)
+            # Behind the fence, whatever somebody did to it since Redis was last looked at.
+            steps = (lag, fence, Step(("REPLICAOF", "NO", "ONE"), Weight.KEY))
         case Follow():
             follow = Step(("REPLICAOF", command.primary.host, command.primary.port), Weight.KEY)
             steps = (lag, fence, follow, Step(("CLIENT", "UNPAUSE")), *pins)

@@ -40,7 +40,7 @@ class ReplicaLink:
 
     @property
     def lively(self) -> bool:
-        """It acknowledges, as Redis counts it for min-replicas-to-write. A link can look online long after it is dead."""
+        """It acknowledges, as Redis counts it for min-replicas-to-write: a dead link can look online for long."""
         return self.online and self.lag_s <= LIVELY_LAG_S
 
 

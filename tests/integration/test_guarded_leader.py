@@ -49,13 +49,15 @@ def writing(cluster: LocalCluster, writer: NodeWriter) -> None:
     cluster.wait_for(lambda: len(writer.acks) >= enough, f"{writer.member.name} acknowledges writes")
 
 
-def gave_way(found: dict[str, NodeWriter], old: AgentProcess, new: AgentProcess, since: float) -> float:
+def gave_way(
+    cluster: LocalCluster, found: dict[str, NodeWriter], old: AgentProcess, new: AgentProcess, since: float
+) -> float:
     """The old one acknowledged nothing any more when the new one began to.
 
     Returns:
         How long before, in seconds.
     """
-    spare_s = let_in(new, since) - last_ack(found[old.name])
+    spare_s = let_in(cluster, new, since) - last_ack(found[old.name])
     assert spare_s > -TELLING_S
     others = [name for name in found if name not in (old.name, new.name)]
     assert not any(ack > since for name in others for ack in found[name].acks)
@@ -110,14 +112,14 @@ def test_a_leaders_agent_stands_still(zookeeper: Ensemble, tmp_path: Path) -> No
         writing(cluster, found[new.name])
         # Init is late, and whoever stopped the agent continues it.
         old.thaw_host()
-        spare_s = gave_way(found, old, new, since)
+        spare_s = gave_way(cluster, found, old, new, since)
         measured("the guard fenced before another served", f"{spare_s * 1000:.0f} ms")
         old.start()
         wait_told(cluster, old, "redis_attached", since, run_id=before.run_id)
         assert cluster.wait_settled() is new
         assert identity(old) == before
         assert "the deadline has passed" in old.log_text()
-        assert gave_way(found, old, new, since) == spare_s
+        assert gave_way(cluster, found, old, new, since) == spare_s
 
 
 def test_agent_and_redis_of_a_leader_stand_still(zookeeper: Ensemble, tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ def test_agent_and_redis_of_a_leader_stand_still(zookeeper: Ensemble, tmp_path: 
         writing(cluster, found[new.name])
         old.start()
         assert cluster.wait_settled() is new
-        gave_way(found, old, new, since)
+        gave_way(cluster, found, old, new, since)
 
 
 # --- the agent is cut off -------------------------------------------------------------------------------------------
@@ -159,7 +161,7 @@ def test_the_soft_fence(zookeeper: Ensemble, tmp_path: Path) -> None:
         cluster.wait_for(lambda: refusal(old) == "NOREPLICAS", "it refuses writes", 1.0)
         new = cluster.wait_serving(after_epoch=1)
         writing(cluster, found[new.name])
-        gave_way(found, old, new, since)
+        gave_way(cluster, found, old, new, since)
         measured("the last write after the end of the lease", f"{(last_ack(found[old.name]) - ended) * 1000:.1f} ms")
         old.restore_zookeeper()
         assert cluster.wait_settled() is new
@@ -182,13 +184,13 @@ def test_the_hard_fence(zookeeper: Ensemble, tmp_path: Path) -> None:
         ended = wait_told(cluster, old, "lease_ended", since)["clock"]
         died = wait_told(cluster, old, "redis_died", since, status=-signal.SIGKILL)["clock"]
         new = cluster.wait_serving(after_epoch=1)
-        assert died < let_in(new, since)
+        assert died < let_in(cluster, new, since)
         measured("killed after the end of the lease", f"{(died - ended) * 1000:.0f} ms")
         writing(cluster, found[new.name])
         old.restore_zookeeper()
         assert cluster.wait_settled() is new
         assert identity(old) != before
-        gave_way(found, old, new, since)
+        gave_way(cluster, found, old, new, since)
 
 
 # --- the agent dies -------------------------------------------------------------------------------------------------
@@ -214,7 +216,7 @@ def test_a_leaders_agent_is_killed(zookeeper: Ensemble, tmp_path: Path) -> None:
         assert identity(old) == before
         old.start()
         new = cluster.wait_serving(after_epoch=1)
-        served_s = let_in(new, killed) - killed
+        served_s = let_in(cluster, new, killed) - killed
         assert served_s < SESSION_S
         measured("the last write after SIGKILL of the agent", f"{fenced_s * 1000:.1f} ms")
         measured("another serves, init's restart included", f"{served_s:.2f} s, by {'it' if new is old else 'another'}")
@@ -244,7 +246,7 @@ def test_a_leaders_guard(zookeeper: Ensemble, tmp_path: Path, how: str) -> None:
         new = cluster.wait_serving(after_epoch=1)
         assert new is not old
         writing(cluster, found[new.name])
-        gave_way(found, old, new, since)
+        gave_way(cluster, found, old, new, since)
         cluster.wait_for(lambda: old.guard_pid not in (None, guard), "it has another guard")
         assert cluster.wait_settled() is new
         assert identity(old) != before

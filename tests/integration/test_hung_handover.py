@@ -19,10 +19,12 @@ from redis_agent.lab.settings import Settings
 from redis_agent.lab.zookeeper import Ensemble
 from redis_agent.znodes import LeaderPhase, OrderState
 from tests.support.cluster import clock, keys, lab, observer_of, refusal, told, wait_told, write
-from tests.support.hangs import NOTHING, accepting, log_size, measured, missing, stopped_at
+from tests.support.hangs import NOTHING, accepting, log_size, measured, missing, stopped_at, wait_fit
 
 OLD = ("leader.pausing", "leader.sealing", "leader.designating", "leader.handing_over", "leader.handed_over")
 NEW = ("candidate.succeeding", "leader.taking_over")
+LOOKS = {"probe_s": 0.1, "presence_s": 0.1}
+"""It is soon known who is in sync."""
 QUICK_STEPS = ("leader.sealing", "leader.handed_over")
 """One is reached as often by aiming at its neighbours; the other one's agent has nothing left to do."""
 STEPS = [("old", state) for state in OLD] + [("new", state) for state in NEW]
@@ -77,11 +79,12 @@ def test_an_agent_is_held_up(zookeeper: Ensemble, tmp_path: Path, step: tuple[st
     # case E7
     """
     side, state = step
-    with lab(zookeeper, tmp_path) as cluster, written_to(cluster) as load:
+    with lab(zookeeper, tmp_path, settings={"timing": LOOKS}) as cluster, written_to(cluster) as load:
         stood = []
         for _ in range(3):
             old = cluster.wait_settled()
             new = next(member for member in cluster if member is not old)
+            wait_fit(cluster, old, new)
             held = old if side == "old" else new
             behind = log_size(held)
             with ordered(cluster, new):
@@ -100,9 +103,10 @@ def test_an_agent_never_goes_on(zookeeper: Ensemble, tmp_path: Path, step: tuple
     # case E7
     """
     side, state = step
-    with lab(zookeeper, tmp_path) as cluster, written_to(cluster) as load:
+    with lab(zookeeper, tmp_path, settings={"timing": LOOKS}) as cluster, written_to(cluster) as load:
         old = cluster.wait_settled()
         new = next(member for member in cluster if member is not old)
+        wait_fit(cluster, old, new)
         held = old if side == "old" else new
         behind = log_size(held)
         with ordered(cluster, new):
@@ -125,7 +129,7 @@ def test_an_agent_never_goes_on(zookeeper: Ensemble, tmp_path: Path, step: tuple
 LONG_SESSION: Settings = {
     # Longer than the pause, which is twice handover_s and 5 s.
     "zookeeper": {"tick_s": 0.5, "session_timeout_s": 9.5},
-    "timing": {"handover_s": 1.0, "designation_s": 0.9},
+    "timing": {"handover_s": 1.0, "designation_s": 0.9, **LOOKS},
 }
 
 
@@ -153,6 +157,7 @@ def test_the_pause_runs_out(slow_zookeeper: Ensemble, tmp_path: Path, state: str
     with lab(slow_zookeeper, tmp_path, settings=LONG_SESSION) as cluster, written_to(cluster) as load:
         old = cluster.wait_settled()
         new = next(member for member in cluster if member is not old)
+        wait_fit(cluster, old, new)
         behind, epoch = log_size(old), cluster.epoch()
         # It does not have everything yet, and will not take over.
         new.signal_redis(signal.SIGSTOP)
@@ -185,9 +190,10 @@ def test_the_designation_is_not_answered(zookeeper: Ensemble, tmp_path: Path) ->
 
     # case E7
     """
-    with lab(zookeeper, tmp_path, proxied=True) as cluster, written_to(cluster) as load:
+    with lab(zookeeper, tmp_path, settings={"timing": LOOKS}, proxied=True) as cluster, written_to(cluster) as load:
         old, epoch, since = cluster.wait_settled(), cluster.epoch(), clock()
         new = next(member for member in cluster if member is not old)
+        wait_fit(cluster, old, new)
         new.signal_redis(signal.SIGSTOP)
         with ordered(cluster, new):
             wait_told(cluster, old, "transition", since, to="leader.pausing")
@@ -215,10 +221,11 @@ def test_the_successor_restarts_empty(zookeeper: Ensemble, tmp_path: Path, *, ba
 
     # case E7
     """
-    settings: Settings = {"timing": {"designation_s": 1.5 if back else 0.3}}
+    settings: Settings = {"timing": {"designation_s": 1.5 if back else 0.3, **LOOKS}}
     with lab(zookeeper, tmp_path, settings=settings) as cluster, written_to(cluster) as load:
         old = cluster.wait_settled()
         new = next(member for member in cluster if member is not old)
+        wait_fit(cluster, old, new)
         write(old, 100)
         epoch, since, before = cluster.epoch(), clock(), new.redis_pid
         new.pause()

@@ -45,9 +45,9 @@ def writing(cluster: LocalCluster, load: NodeLoad, member: AgentProcess) -> None
     cluster.wait_for(written, f"{member.name} acknowledges and confirms writes")
 
 
-def residue(load: NodeLoad, old: AgentProcess, new: AgentProcess, since: float) -> int:
+def residue(cluster: LocalCluster, load: NodeLoad, old: AgentProcess, new: AgentProcess, since: float) -> int:
     """How many writes the old one acknowledged after the new one had been let serve."""
-    served = let_in(new, since)
+    served = let_in(cluster, new, since)
     return sum(ack.at > served + TELLING_S for ack in load.acks(old.name))
 
 
@@ -91,7 +91,7 @@ def test_one_process_stands_still_for_long(zookeeper: Ensemble, tmp_path: Path, 
                 cluster.wait_settled()
                 writing(cluster, load, new)
                 assert new is not old
-                assert residue(load, old, new, since) == 0
+                assert residue(cluster, load, old, new, since) == 0
         nothing_confirmed_is_lost(cluster, load)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from redis_agent.lab.agent_process import AgentProcess
 from redis_agent.lab.cluster import LocalCluster
 from redis_agent.lab.load import Load
-from tests.support.cluster import NodeWriter, refusal, told
+from tests.support.cluster import NodeWriter, refusal, told, wait_told
 
 
 class Identity(NamedTuple):
@@ -69,9 +69,30 @@ def last_ack(writer: NodeWriter) -> float:
     return writer.acks[-1] if writer.acks else 0.0
 
 
-def let_in(member: AgentProcess, since: float) -> float:
-    """When it lifted its fence for the first time since then, by its log: nobody wrote there before."""
-    return float(told(member, "served", since)[0]["clock"])
+def let_in(cluster: LocalCluster, member: AgentProcess, since: float) -> float:
+    """When it served for the first time since then: nobody wrote there before."""
+    return float(wait_told(cluster, member, "served", since)["clock"])
+
+
+def wait_fit(cluster: LocalCluster, leader: AgentProcess, member: AgentProcess) -> None:
+    """Wait until the leader knows that this one is in sync: else it would refuse to hand over to it.
+
+    Its offsets must move meanwhile.
+    """
+
+    def seen() -> int:
+        info = leader.info()
+        links = (info.get(f"slave{number}", {}) for number in range(int(info.get("connected_slaves", 0))))
+        fit = any(link["port"] == member.address.port and link["offset"] > 0 for link in links)
+        return int(info["master_repl_offset"]) if fit else 0
+
+    offset = cluster.wait_for(seen, f"{member.name} acknowledges to {leader.name}")
+
+    def looked() -> bool:
+        presence = cluster.presence(leader.name)
+        return presence is not None and presence.offset_bytes >= offset
+
+    cluster.wait_for(looked, f"{leader.name} has looked since")
 
 
 def missing(load: Load, leader: AgentProcess) -> Sequence[int]:

@@ -26,6 +26,7 @@ from redis_agent.messages import (
     RedisDied,
     RedisUp,
     RoleDone,
+    SaveState,
     SessionFailed,
     StartRedis,
     StateRecord,
@@ -369,3 +370,58 @@ def test_a_follower_keeps_its_session_through_any_outage() -> None:
     driver.wait(60)
     assert driver.state == machine.CONNECTING
     assert driver.core.session.number == number
+
+
+def test_a_broken_resync_is_remembered_over_lives() -> None:
+    """Emptied by a full resync that could not be loaded: its next life does not take it for intact. Cases B13, D5."""
+    emptied = {"keys": 0, "primary": NOWHERE, "link_up": False, "offset_bytes": 200, "replica_offset_bytes": 0}
+    driver = attached(replace(MEMORY, followed=False), **emptied)
+    assert not driver.core.redis.intact
+
+
+def test_following_is_on_record_before_it_begins() -> None:
+    """A process that led since it started, and follows for the first time."""
+    driver = serving()
+    driver.core.redis.followed = False
+    driver.put(PATHS.epoch, ledger("m1", "m2", "m1", "m3"))
+    driver.put(PATHS.leader, leader("m3", 4), owner=901)
+    driver.fire_watches()
+    driver.settle_but(SaveState, Follow, Probe)
+    assert driver.find(Follow)
+    assert driver.find(SaveState)[-1].record.followed
+
+
+def test_a_wrong_setting_does_not_stop_the_redis_that_is_just_being_attached() -> None:
+    """The refusal may come before the attachment is complete."""
+    driver = Driver()
+    driver.start(RECORD)
+    driver.core.old_redis_alive = True
+    driver.step(SessionFailed(driver.core.session.number, "authentication failed"))
+    assert driver.find(LeaveRedis)
+    assert not driver.find(StopRedis)
+
+
+def test_a_lift_that_comes_too_late_for_the_guard_is_made_again() -> None:
+    """The guard is told of the lease first; the writes that wait are not forgotten."""
+    driver = claimant()
+    driver.settle_but(LiftFence, Probe)
+    lift = driver.take(LiftFence)
+    driver.fail(lift, unknown=False, late=True)
+    assert driver.find(ArmGuard)
+    driver.settle_but(Probe)
+    assert driver.state == machine.SERVING
+    assert driver.core.redis.lifted
+    assert "fence_lifted" in [line.event for line in driver.log]
+
+
+def test_the_old_end_stands_while_we_do_not_lead() -> None:
+    """Deposed, and the fence not confirmed: no heartbeat moves the guard's deadline any more. Case C2."""
+    driver = serving()
+    driver.put(PATHS.epoch, ledger("m1", "m2", "m1", "m3"))
+    driver.put(PATHS.leader, leader("m3", 4), owner=901)
+    driver.wait(0.5)
+    driver.settle_but(Fence, Follow, Freeze, Probe, ArmGuard)
+    driver.wait(0.05)
+    driver.settle_but(Fence, Follow, Freeze, Probe, ArmGuard)
+    assert not driver.core.leading
+    assert not driver.find(ArmGuard)

@@ -569,3 +569,42 @@ def test_told_to_stop_after_redis_was_left_to_the_next_life() -> None:
     driver.step(SessionClosed(1, clean=True))
     assert driver.exit is not None
     assert (driver.exit.again, driver.exit.stop) == (True, True)
+
+
+def test_an_order_that_cannot_be_written_is_left_alone() -> None:
+    """Somebody created it so that agents may not write it: the others are carried out all the same."""
+    driver = leading()
+    ordered(driver, to="m9")
+    driver.settle_but("order", Probe)
+    driver.refuse(driver.take(Commit, "order"), ZkError.NO_AUTH)
+    for _ in range(6):
+        driver.wait(0.5)
+        driver.settle_but("order", Probe)
+    assert not driver.find(Commit, "order")
+
+
+def test_a_lost_reply_about_an_order_is_looked_up_with_patience() -> None:
+    """It was committed: nothing is written again, and not once per round trip."""
+    driver = leading()
+    ordered(driver, to="m9")
+    driver.settle_but("order", Probe)
+    refusal = driver.take(Commit, "order")
+    driver.commit(refusal)
+    driver.lose(refusal)
+    driver.settle_but("order", Probe)
+    assert not driver.find(Commit, "order")
+    driver.wait(1.1)
+    driver.settle_but("order", Probe)
+    assert not driver.find(Commit, "order")
+    assert answered(driver).state == OrderState.REFUSED
+
+
+def test_nothing_is_sealed_while_zookeeper_is_away() -> None:
+    """Nobody could be named: giving up is free as long as writes only wait. Case E3."""
+    driver = leading()
+    ordered(driver, to="m3")
+    driver.settle_but(CatchUp, Probe)
+    driver.session_down()
+    driver.step(CaughtUp(driver.take(CatchUp).request, "m3"))
+    assert driver.state == machine.SERVING
+    assert not driver.find(Freeze)

@@ -662,11 +662,30 @@ def test_nobody_catches_up() -> None:
     assert driver.find(StopRedis)
 
 
-@pytest.mark.parametrize("start", [follower, candidate, claimant], ids=["follower", "candidate", "claimant"])
+@pytest.mark.parametrize("start", [follower, candidate], ids=["follower", "candidate"])
 def test_whoever_does_not_serve_stops_at_once(start) -> None:
     """Nothing to hand over: stop Redis in order. Case E5."""
     driver = start()
     stop(driver)
+    assert driver.find(StopRedis)
+
+
+@pytest.mark.parametrize("won", [True, False])
+def test_a_claimant_waits_for_the_outcome(won: bool) -> None:
+    """Were it to stop Redis at once, a claim that is committed would stand in everybody's way as long. Case E5."""
+    driver = claimant()
+    stop(driver)
+    assert not driver.find(StopRedis)
+    claim = driver.take(Commit, "claim")
+    if won:
+        driver.answer(claim)
+    else:
+        driver.refuse(claim, ZkError.BAD_VERSION)
+    driver.settle_but(StopRedis, Probe)
+    assert driver.the_leader() is None
+    for _ in range(12):  # Nobody takes over.
+        driver.wait(0.5)
+        driver.settle_but(StopRedis, Probe)
     assert driver.find(StopRedis)
 
 

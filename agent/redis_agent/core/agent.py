@@ -158,6 +158,8 @@ class Core(Considering):
             "forsake": self.forsake_session,
             "absent": self.tell_absence,
             "retry_role": self._retry_role,
+            "unpause": self.retry_unpause,
+            "orders": self.look_at_orders,
             "recast": self.recast,
             "save_guid": partial(self.save, f"guid {self.record.guid}"),
             "save_state": self.save_position,
@@ -266,7 +268,7 @@ class Core(Considering):
         match event:
             case RedisUp():
                 self.on_redis_up(event)
-                if self.state == machine.STOPPING_REDIS:
+                if self.state == machine.STOPPING_REDIS and not (self.leaves_redis and event.attached):
                     # It was only being started when it was told to stop, and may have missed it.
                     self.order(StopRedis(event.incarnation, self.settings.stop_redis_s))
             case RedisDied():
@@ -335,6 +337,7 @@ class Core(Considering):
             case "pause":
                 self.nobody_caught_up("the clients could not be paused")
             case "unpause":
+                self.unpause_failed()
                 self.fire("released")
 
     # --- local matters ----------------------------------------------------------------------------------------------

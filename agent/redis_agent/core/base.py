@@ -35,7 +35,6 @@ class Session:
 
     number: int
     connected: bool = False
-    established: bool = False
     guid: str = ""
     zk_id: int = 0
     guid_saved: bool = False
@@ -124,6 +123,7 @@ class LocalRedis:
     """Until when the guard knows our lease: without its word the fence is not lifted."""
     guard_asked: float = -inf
     disarm_request: int = 0
+    """The latest disarming: a lost guard that answers it is back."""
     unguarded: bool = False
     """Its guard was lost: it may not lead, and is restarted under a new one as soon as that costs nobody anything."""
     unguarded_since: float = inf
@@ -266,7 +266,8 @@ class Base:
     @property
     def leaves_redis(self) -> bool:
         """Whether Redis runs on when we are gone."""
-        return self.goal is Goal.UPGRADE or (self.goal is Goal.FAIL and (self.had_role or self.redis.attached))
+        needed = self.had_role or self.redis.attached or self.old_redis_alive
+        return self.goal is Goal.UPGRADE or (self.goal is Goal.FAIL and needed)
 
     @property
     def proved(self) -> bool:
@@ -328,10 +329,13 @@ class Base:
         """A command that fences was confirmed. A lift that was ordered behind it undoes it all the same."""
         pending = self.role_requests.values()
         if "lift" in pending or "raise" in pending:
+            if not {"fence", "freeze", "hold", "follow"} & set(pending):
+                self.fence_due = inf
             return
         self.redis.lifted = False
         self.fence_due = inf
-        if "promote" not in pending:
+        # While we take over or serve it will be lifted again, and the guard is told of that already.
+        if "promote" not in pending and self.state not in machine.LEADER:
             self.disarm_guard()
 
     # --- the guard --------------------------------------------------------------------------------------------------

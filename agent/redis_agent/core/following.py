@@ -110,7 +110,11 @@ class Following(Worth):
             return
         if self._saving_tail():
             return
-        redis.followed = self.had_role = True
+        if not redis.followed:
+            # What a broken resync leaves behind must be told from data by our next life, too.
+            redis.followed = True
+            self.save("memory")
+        self.had_role = True
         redis.paused = False
         redis.proof = None
         request = self.request()

@@ -36,6 +36,8 @@ PAUSE_SPARE_S = 5.0
 """How much longer than the handover the pause may last."""
 LOOK_AGAIN_S = 0.002
 """How soon an appointed successor asks its Redis again whether everything has arrived: there is no event for that."""
+TAKEN_BACK = "taken back"
+"""The reason of an epoch that the old leader claimed for itself because its successor did not come."""
 RETRY_SICK_S = 30.0
 STALE_S = 1.0
 
@@ -49,7 +51,6 @@ class Plan:
     order: str = ""
     """Name of the order, if one asked for it."""
     chosen: str = ""
-    began_at: float = 0.0
 
 
 class Handover(Takeover):
@@ -102,13 +103,16 @@ class Handover(Takeover):
 
     def knows_who_is_fit(self, since: float) -> bool:
         """What presences say was read since then; else it is read, as long as that is possible."""
-        if self.view.presences_read_at >= since or not self.session.connected:
+        waited_long = self.now >= since + self.settings.handover_s
+        if self.view.presences_read_at >= since or waited_long or not self.session.connected:
             return True
         self.look(Part.PRESENCES)
         return False
 
     def begin_handover(self, successors: tuple[str, ...], why: str, order: str = "") -> None:
-        self.plan = Plan(successors, why, order, began_at=self.now)
+        self.plan = Plan(successors, why, order)
+        self._catch_up_request = 0
+        self.disarm("designation")
         self.log("info", "handover", why=why, to=",".join(successors) or "nobody")
         self.fire("hand_over")
 
@@ -142,6 +146,8 @@ class Handover(Takeover):
         self.log("info" if event.member else "warning", "caught_up", successor=event.member or "nobody in time")
         if event.member is None or self.plan is None:
             self.handover_overdue()
+        elif not self.session.connected:
+            self.nobody_caught_up("ZooKeeper is out of reach, so nobody could be named")
         else:
             self.plan.chosen = event.member
             self.fire("caught_up")
@@ -172,6 +178,9 @@ class Handover(Takeover):
         if info is None or leader is None or plan is None or not self.owns_leader:
             self.view.fresh = False
             self.look()
+            return
+        if info.replid != leader.replid:
+            self.fire("unfit")
             return
         self._designation = replace(
             leader,
@@ -219,7 +228,7 @@ class Handover(Takeover):
         if self.now < self.round.claim_not_before:
             self.arm("look", self.round.claim_not_before)
             return
-        self._swap(final, "taken back", (Put, self.view.leader_version))
+        self._swap(final, TAKEN_BACK, (Put, self.view.leader_version))
 
     def consider_own_handover(self, leader: Leader) -> None:
         """``leader`` is ours as ever, or again: what became of what we ordered?"""
@@ -247,7 +256,10 @@ class Handover(Takeover):
             return
         if self.settings.name not in self.view.config.voters or not self.session.guid_saved:
             return
-        if self.lease.until - self.now < self.settings.min_claim_lease_s or self.now < self.round.claim_not_before:
+        if self.now < self.round.claim_not_before:
+            self.arm("look", self.round.claim_not_before)
+            return
+        if self.lease.until - self.now < self.settings.min_claim_lease_s:
             return
         if not self._has_everything(info, leader):
             if not redis.probe_request:
@@ -275,6 +287,7 @@ class Handover(Takeover):
         self.round = Round(number=self.view.ledger.epoch + 1, evidence=info, intact=True)
         final = self.resolved(info)
         if final is None or final.epoch != self.view.ledger.epoch:
+            self.round.claim_not_before = self.now + self.settings.designation_s
             self.fire("claim_lost")
             return
         self._swap(final, f"handed over by {leader.name}", (Delete, self.view.leader_version))

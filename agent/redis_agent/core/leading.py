@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 
 from redis_agent import machine
-from redis_agent.core.following import Following
+from redis_agent.core.following import RETRY_ROLE_S, Following
 from redis_agent.core.reading import Part
 from redis_agent.election import Mode, quorum
 from redis_agent.messages import GuardDone, GuardFailed, LiftFence, Unpause
@@ -60,8 +60,8 @@ class Leading(Following):
             self.fire("unfit")
 
     def renew_guard(self) -> None:
-        """The lease is longer than what the guard knows of it."""
-        if self.redis.guard_asked > -inf:
+        """The lease is longer than what the guard knows of it. One that leads no more leaves the old end as it is."""
+        if self.redis.guard_asked > -inf and self.leading:
             self.arm_guard()
 
     # --- the fence --------------------------------------------------------------------------------------------------
@@ -97,9 +97,25 @@ class Leading(Following):
             self.unpause()
 
     def lift_failed(self, *, late: bool) -> None:
-        # Late: the lease is over, and its end has its own row. Otherwise the fence may be up or down: not a leader.
-        if not late and self.state == machine.SERVING:
+        """It may be up or down, or (``late``) was not lifted because the guard knew of no longer lease."""
+        if self.state != machine.SERVING:
+            return
+        if not late:
             self.fire("unfit")
+        elif self.lease.valid(self.now):
+            self.redis.lifted = False
+            self.redis.guard_asked = self.redis.guard_until = -inf
+            self.arm_guard()
+
+    def unpause_failed(self) -> None:
+        """Writes still wait: try again."""
+        self.redis.paused = self.state == machine.SERVING
+        self.arm("unpause", self.now + RETRY_ROLE_S)
+
+    def retry_unpause(self) -> None:
+        """They wait for us, if we still serve."""
+        if self.redis.paused and self.redis.up and self.state == machine.SERVING:
+            self.unpause()
 
     def unpause(self) -> None:
         """Let the waiting writes go on: carried out if we serve, refused if we do not."""

@@ -44,6 +44,7 @@ class Leaving(Orders):
         """Behind each event: the next step on the way out, if that is where we go."""
         if self.state == machine.STOPPING_REDIS:
             self._leave_fenced_redis()
+            self._give_up_leader()
         if self.goal is Goal.RUN or self.stopping:
             return
         if self.state == machine.SERVING:
@@ -57,8 +58,14 @@ class Leaving(Orders):
             self.fire("depart")
         elif self.state == machine.FOLLOWER and self._just_followed():
             return  # The writes that waited are answered first.
+        elif self.state in (machine.CLAIMING, machine.SUCCEEDING) and self._claim_is_open():
+            return  # If it is committed `leader` is ours, and must not stand while Redis stops.
         elif self.state not in (*machine.OWNING, machine.HANDED_OVER):
             self.fire("leave")
+
+    def _claim_is_open(self) -> bool:
+        in_doubt = bool(self.round.claim_request) or self.round.claim_unknown
+        return in_doubt and self.stop_count < 2 and self.lease.valid(self.now)
 
     def _just_followed(self) -> bool:
         waited_for = {"follow", "kick"} & set(self.role_requests.values())
@@ -111,12 +118,19 @@ class Leaving(Orders):
         # Whoever was let in is shut out first, in case it takes its time (stopping, it may write an RDB).
         self.fence()
         self.save_position()
-        self._leaving_redis = self.leaves_redis and redis.up and not redis.killed and not redis.unguarded
+        there = redis.up or self.old_redis_alive  # Perhaps we are just attaching to it.
+        self._leaving_redis = self.leaves_redis and there and not redis.killed and not redis.unguarded
         if self._leaving_redis:
             self.save("memory")
             self._leave_fenced_redis()
         else:
             self.order(StopRedis(redis.incarnation, self.settings.stop_redis_s))
+
+    def _give_up_leader(self) -> None:
+        """Stopping may take its time: once Redis is fenced nobody need wait for it."""
+        fenced = not self.redis.lifted and self.redis.guard_asked == -inf
+        if self.owns_leader and fenced and self.session.connected and not self.round.ballot_request:
+            self.cast_empty_ballot()
 
     def _leave_fenced_redis(self) -> None:
         """Not before the fence is confirmed: our session, which keeps others from leading, ends right behind it."""

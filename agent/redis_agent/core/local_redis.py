@@ -47,6 +47,7 @@ class RedisCare(Leading):
         redis.run_id = event.info.run_id
         redis.up_since = redis.answered_at = self.now
         self.ever_up = True
+        self.old_redis_alive = event.attached
         if event.attached:
             self.recall(event.info)
             # What waited for it to be fenced may go on: giving up our last life's leadership.

@@ -7,10 +7,10 @@ from math import inf
 
 from redis_agent import machine
 from redis_agent.core.base import Goal
-from redis_agent.core.handover import Handover
+from redis_agent.core.handover import TAKEN_BACK, Handover
 from redis_agent.core.reading import Part
 from redis_agent.core.settings import CoreSettings
-from redis_agent.messages import Check, Commit, CommitDone, CommitRefused, CommitUnknown, Delete, Op, Put
+from redis_agent.messages import Check, Commit, CommitDone, CommitRefused, CommitUnknown, Delete, Op, Put, ZkError
 from redis_agent.znodes import Order, OrderState, encode
 
 SWITCHOVER = "switchover"
@@ -32,13 +32,18 @@ class Orders(Handover):
         super().__init__(settings)
         self._failures: dict[str, str] = {}
         """By order: why the handover failed that it asked for."""
+        self._unwritable: set[str] = set()
+        self._orders_not_before = 0.0
 
     def consider_orders(self) -> None:
         """One at a time, the oldest first."""
         if self.state != machine.SERVING or self._order_request or self.goal is not Goal.RUN or not self.redis.lifted:
             return
-        for name, order in sorted(self.view.orders.items(), key=lambda item: (item[1].at, item[0])):
-            if self._attend_to(name, order):
+        if self.now < self._orders_not_before:
+            return
+        known = self.view.orders.items()
+        for name, order in sorted(known, key=lambda item: (item[1].at, item[0])):
+            if name not in self._unwritable and self._attend_to(name, order):
                 return
 
     def _attend_to(self, name: str, order: Order) -> bool:
@@ -68,11 +73,12 @@ class Orders(Handover):
         entry = self.view.ledger.entry(self.epoch)
         handed = entry is not None and entry.handover and self.epoch == order.epoch + 1
         me = self.settings.name
-        if handed and (order.to in ("", me)) and entry is not None and entry.reason != "taken back":
+        if handed and (order.to in ("", me)) and entry is not None and entry.reason != TAKEN_BACK:
             self._put(name, replace(order, state=OrderState.DONE, detail=f"{me} leads since epoch {self.epoch}"))
-        else:
-            problem = self._failures.pop(name, f"the leader was lost meanwhile: {me} leads since epoch {self.epoch}")
-            self._put(name, replace(order, state=OrderState.FAILED, detail=problem))
+            return
+        lost = f"the leader was lost meanwhile: {me} leads since epoch {self.epoch}"
+        problem = "it was not begun: try again" if order.epoch == self.epoch else lost
+        self._put(name, replace(order, state=OrderState.FAILED, detail=self._failures.pop(name, problem)))
 
     def _answer(self, name: str, order: Order, refusal: str) -> None:
         if refusal:
@@ -108,12 +114,22 @@ class Orders(Handover):
 
     _order_written: Order | None = None
 
+    def forget_orders(self) -> None:
+        """The session is gone, and what was in flight in it."""
+        self._order_request, self._accepting = 0, None
+
     def order_answered(self, event: CommitDone | CommitRefused | CommitUnknown) -> None:
         """An order that we accepted is carried out now; one that we could not write is looked at again."""
         name, order, successors = self._order_name, self._order_written, self._accepting
         self._order_request, self._accepting = 0, None
         if not isinstance(event, CommitDone):
-            self.look_later()
+            # What became of it is seen in what is read next; meanwhile nothing is known of any order.
+            if isinstance(event, CommitRefused) and event.error is ZkError.NO_AUTH:
+                self.log("error", "order_not_writable", name=name, remedy="its znode must be writable for the agents")
+                self._unwritable.add(name)
+            self._orders_not_before = self.now + SETTLING_S
+            self.arm("orders", self._orders_not_before)
+            self.view.orders = {}
             return
         if order is None:
             self.view.orders.pop(name, None)

@@ -57,7 +57,9 @@ class Rounds(RedisCare):
         self.observe(info)
         self.round.evidence = info
         whole = not info.loading and not self._emptied(info)
-        self.round.intact = redis.intact = redis.intact and whole
+        if not whole:
+            self.not_intact("a full resync was broken off")
+        self.round.intact = redis.intact
         self.remember_position(info)
         self.log("info", "frozen", offset_bytes=info.offset_bytes, intact=redis.intact, round=self.round.number)
         if info.loading:
@@ -68,6 +70,9 @@ class Rounds(RedisCare):
     def freeze_failed(self, *, unknown: bool) -> None:
         if self.state not in (machine.FREEZING, machine.SEALING, machine.RESIGNING):
             return
+        if self.state == machine.SEALING and not unknown:
+            self.arm("retry_role", self.now + RETRY_ROLE_S)  # Nothing was done, and the wait for it is bounded.
+            return
         if self.redis.lifted or (unknown and self.owns_leader):
             self.kill_redis("the freeze was not confirmed")
             return
@@ -77,7 +82,8 @@ class Rounds(RedisCare):
         self.arm("retry_role", self.now + RETRY_ROLE_S)
 
     def retry_freeze(self) -> None:
-        if self.state in (machine.FREEZING, machine.RESIGNING) and self.redis.up and not self.redis.killed:
+        states = (machine.FREEZING, machine.SEALING, machine.RESIGNING)
+        if self.state in states and self.redis.up and not self.redis.killed:
             self.order_freeze(kill_clients=self.state == machine.FREEZING)
 
     def cast_ballot(self, *, abstains: bool = False) -> None:
@@ -107,6 +113,14 @@ class Rounds(RedisCare):
     def _stands_back(self) -> bool:
         """Nobody followed us, or nothing would fence us if we hung: evidence only."""
         return self.now < self.abstain_until or self.redis.unguarded
+
+    def _stand_if_free(self) -> None:
+        """What kept us from standing may have ended while the ballot was on its way."""
+        ballot, evidence = self.round.ballot, self.round.evidence
+        if ballot is None or evidence is None or not ballot.abstains or self._emptied(evidence):
+            return
+        if self.settings.voter and not self._stands_back():
+            self.stand_again()
 
     def stand_again(self) -> None:
         """What kept us from standing is over: cast a ballot that stands."""
@@ -176,6 +190,7 @@ class Rounds(RedisCare):
             self.log("info", "ballot_cast", round=self.round.number)
             if self.owns_leader:
                 self.view.leader = None
+            self._stand_if_free()
             if self.state == machine.RESIGNING:
                 self.fire("resigned")
             self.look(Part.BALLOTS)

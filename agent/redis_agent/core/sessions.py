@@ -58,10 +58,14 @@ class Sessions(Reading):
         self.round.claim_request = self.round.ballot_request = 0
         self.forget_everything_read()
         self._bootstrap_request = self._cleared_request = self._wait_request = 0
+        self.forget_orders()
         for timer in ("heartbeat", "reread", "join", "forsake"):
             self.disarm(timer)
         self.arm("absent", self.now + self.settings.session_timeout_s)
         self.order(OpenSession(self.session.number))
+
+    def forget_orders(self) -> None:
+        """What was in flight about them is answered no more."""
 
     def tell_absence(self) -> None:
         """Without ZooKeeper nothing goes on here: say so once in a while."""
@@ -77,13 +81,14 @@ class Sessions(Reading):
         self.forget_reads()
         self.log("info", "session_up", new=event.is_new, timeout_s=event.timeout_s, session=hex(event.zk_session_id))
         if event.is_new:
-            session.established = True
             session.guid, session.zk_id, session.timeout_s = event.guid, event.zk_session_id, event.timeout_s
             self.lease.opened(timeout_s=event.timeout_s, sent_at=event.sent_at)
             self.fire("session_up")
             self._check_timeout(event.timeout_s)
         if session.ensured:
             self.look_at_all()
+            if self.state == machine.SERVING:
+                self.look_at_orders()
         else:
             self._ensure()
         self.arm("reread", self.now + self.settings.reread_s)
@@ -188,7 +193,8 @@ class Sessions(Reading):
         leader = self.view.leader
         leftover = leader is not None and leader.name == name and leader.guid != session.guid
         if leader is not None and leftover and self._is_leftover(leader.guid):
-            if self.redis.lifted or (self.old_redis_alive and not (self.redis.attached and self.redis.up)):
+            open_ = self.redis.lifted and not self.redis.killed
+            if open_ or (self.old_redis_alive and not (self.redis.attached and self.redis.up)):
                 self.reason = "making sure that our Redis is fenced, before its earlier leadership is given up"
                 self.arm("join", self.now + RETRY_S)
                 return

@@ -28,10 +28,10 @@ class Worth(Sessions):
         if not info.is_primary:
             if info.loading:
                 # Not earlier: until the whole file is here, the data that it is to replace are all there.
-                self._not_intact("a full resync replaces its data")
+                self.not_intact("a full resync replaces its data")
             elif before is not None and before.replid not in (info.replid, info.replid2):
                 # A partial resync keeps the old replid as the second one; a full one does not.
-                self._not_intact("its data were replaced by a full resync")
+                self.not_intact("its data were replaced by a full resync")
         if redis.intact and self.record.intact_replid != info.replid:
             self.save("memory")
 
@@ -52,6 +52,9 @@ class Worth(Sessions):
         # that are at least as new.
         redis.intact = bool(record.intact_replid) and not info.loading and not info.syncing
         redis.intact = redis.intact and record.intact_replid in (info.replid, info.replid2)
+        # Empty, and on its way from one history to another: what a full resync leaves that could not be loaded.
+        emptied = info.keys == 0 and info.replica_offset_bytes not in (None, info.offset_bytes)
+        redis.intact = redis.intact and not emptied
         self.log("info", "redis_attached", run_id=info.run_id, intact=redis.intact, offset_bytes=info.offset_bytes)
 
     def save(self, what: str = "", **changes: object) -> None:
@@ -67,7 +70,8 @@ class Worth(Sessions):
             )
         super().save(what, **changes)
 
-    def _not_intact(self, why: str) -> None:
+    def not_intact(self, why: str) -> None:
+        """Its memory is evidence no more, also for our next life."""
         self.redis.proof = None
         if self.redis.intact:
             self.redis.intact = False
