@@ -351,6 +351,12 @@ def test_members_that_cannot_lead_are_refused(zookeeper: Ensemble, tmp_path: Pat
         assert (cluster.serving(), cluster.epoch()) == (leader, epoch)
 
 
+def told_offsets(leader: AgentProcess) -> list[int]:
+    """Of each replica, as its primary knows it."""
+    info = leader.info()
+    return [int(info[f"slave{number}"]["offset"]) for number in range(int(info.get("connected_slaves", 0)))]
+
+
 def test_a_successor_that_hangs(zookeeper: Ensemble, tmp_path: Path, capsys: Capture) -> None:
     """The one that was named cannot catch up: the order fails with the reason, the leader stays, and clients' writes go
     on without an error.
@@ -364,6 +370,8 @@ def test_a_successor_that_hangs(zookeeper: Ensemble, tmp_path: Path, capsys: Cap
         observer.wait_for_leader(10)
         with Load(observer, plain=2, confirmed=1, counters=1, rate_per_s=200) as load:
             cluster.wait_for(lambda: load.acknowledged > 50, "writes are acknowledged")
+            # Behind a full resync a replica says nothing of its offset for up to a second.
+            cluster.wait_for(lambda: all(told_offsets(leader)), "both followers have told how far they are")
             hung.signal_redis(signal.SIGSTOP)
             try:
                 assert switchover(cluster, "--wait", "--to", hung.name, "--timeout", "20") == 1

@@ -50,9 +50,10 @@ class Orders(Handover):
         """True: something is written about it."""
         if order.state == OrderState.PENDING:
             refusal = self._refusal(order)
-            if refusal and self.now < self.served_at + SETTLING_S:
-                # Followers that are just attaching are no reason to refuse.
-                self.arm("probe", min(self.timers.get("probe", inf), self.now + LOOK_AGAIN_S))
+            stale = self.now >= self.redis.answered_at + SETTLING_S
+            if refusal and (stale or self.now < self.served_at + SETTLING_S):
+                # Neither old news nor followers that are just attaching are a reason to refuse.
+                self.arm("probe", min(self.timers.get("probe", inf), self.now + (0.0 if stale else LOOK_AGAIN_S)))
                 if self.now >= self.view.presences_read_at + LOOK_AGAIN_S:
                     self.look(Part.PRESENCES)
                 return True

@@ -102,6 +102,8 @@ class Worth(Sessions):
                 self.save_position()
                 self.save("memory")
                 self.arm("heartbeat", self.now)
+            else:
+                self.arm("probe", self.now + min(self.settings.probe_s, 0.1))
             return
         if not redis.remote_request:
             redis.remote_request = self.request()
