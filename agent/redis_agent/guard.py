@@ -79,6 +79,8 @@ def _become(directory: str, command: list[str], writing: int, guard: int) -> NoR
         _LIBC.signal(_SIGXFSZ, _SIG_DFL)
         # Redis tries a relative ``logfile`` where it was started, before it goes to its data directory.
         os.chdir(directory)
+        if os.getpriority(os.PRIO_PROCESS, 0) < 0:
+            os.setpriority(os.PRIO_PROCESS, 0, 0)  # The agent's is not for Redis.
         os.execv(command[0], command)  # noqa: S606 - without a shell is what is wanted
     except OSError as error:
         os.write(writing, f"{command[0]}: cannot be executed: {error.strerror}\n".encode())

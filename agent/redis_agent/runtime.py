@@ -6,6 +6,7 @@ blocks on anything but the queue.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -47,6 +48,8 @@ from redis_agent.replication import NOWHERE
 from redis_agent.state_file import LockHeld, StateFile, acquire_lock, load
 
 BROKEN_INVARIANT = 70
+NICE = -10
+"""Where it is allowed: the agent needs little of the processor, but that little at once."""
 STOP_VARIABLE = "_REDIS_AGENT_STOP"
 """Set over an upgrade by an agent that was told to stop when it had left Redis to its next life already."""
 FROZEN_NOISE = (
@@ -94,6 +97,8 @@ def run(settings: Settings, reread: Callable[[], Settings], source: str) -> Endi
         ConfigError: this host cannot run it as configured.
     """
     state_dir = Path(settings.agent.state_dir)
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
     try:
         # Held for the life of the process: it proves that no other agent of this name runs on this host.
         lock = acquire_lock(state_dir / "lock")

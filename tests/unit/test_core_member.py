@@ -635,6 +635,22 @@ def test_a_lost_ballot_is_cast_again() -> None:
     assert driver.core.round.cast_at == driver.now
 
 
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def test_who_leads_is_read_behind_a_sync_unless_a_watch_asked() -> None:
+    """Our server may be behind, but not behind what it has told us of; a new connection may be to another one."""
+    driver = follower()
+    driver.put(PATHS.leader, leader("m2", 2), owner=900)
+    driver.fire_watches()
+    assert not driver.take(Read).sync
+    driver.session_down()
+    driver.session_back()
+    again = driver.take(Read)
+    assert PATHS.leader in again.paths
+    assert again.sync
+
+
 # --- leaving --------------------------------------------------------------------------------------------------------
 
 

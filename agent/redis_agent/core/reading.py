@@ -33,7 +33,7 @@ class Part(Flag):
 
     NOTHING = 0
     LEADER = auto()
-    """The ledger and ``leader``, behind a sync."""
+    """The ledger and ``leader``."""
     BALLOTS = auto()
     PRESENCES = auto()
     SETTINGS = auto()
@@ -54,12 +54,19 @@ class Reading(Base):
     _owed = Part.NOTHING
     """What a failed read was to show: read with the next one."""
     _reading = Part.NOTHING
+    _must_sync = True
+    """Who leads is to be read behind a sync."""
     _read_request = 0
     _barrier = 0
 
-    def look(self, parts: Part = Part.LEADER) -> None:
-        """Read this as soon as it may be read."""
+    def look(self, parts: Part = Part.LEADER, *, hint: bool = False) -> None:
+        """Read this as soon as it may be read.
+
+        A watch's ``hint`` needs no sync: our server has the change that it tells of, and what follows from it is tried
+        by conditional writes. What was asked by nobody's hint may rest on an older state of our server.
+        """
         self._wanted |= parts
+        self._must_sync |= Part.LEADER in parts and not hint
 
     def look_at_all(self) -> None:
         self.look(Part.ALL)
@@ -80,6 +87,7 @@ class Reading(Base):
 
     def forget_reads(self) -> None:
         """The connection is gone: what was asked is answered no more."""
+        self._must_sync = True
         if self._read_request:
             self._owed |= self._reading
         self._read_request = 0
@@ -124,8 +132,10 @@ class Reading(Base):
             names, trees = [paths.config, *names], [*trees, paths.members]
         self._wanted, self._reading = Part.NOTHING, parts
         self._read_request = self.request()
-        # Only who leads must be read behind a sync: a claim checks everything else.
-        sync = Part.LEADER in parts
+        # A claim checks everything else.
+        sync = Part.LEADER in parts and (self._must_sync or not self.view.fresh)
+        if Part.LEADER in parts:
+            self._must_sync = False
         self.order(
             Read(self.session.number, self._read_request, paths=tuple(names), trees=tuple(trees), sync=sync),
         )
@@ -133,23 +143,24 @@ class Reading(Base):
     def on_watch_fired(self, event: WatchFired) -> None:
         paths = self.paths
         if event.path in (paths.config, paths.members):
-            self.look(Part.SETTINGS | Part.LEADER)
+            self.look(Part.SETTINGS | Part.LEADER, hint=True)
         elif event.path == paths.presences:
             self.view.presences_known = False
-            self.look(Part.PRESENCES)
+            self.look(Part.PRESENCES, hint=True)
         elif event.path == paths.orders:
             if self.state == machine.SERVING:
                 self.look_at_orders()
         elif event.path == paths.ballots:
             if self.state == machine.VOTING:
-                self.look(Part.BALLOTS)
+                self.look(Part.BALLOTS, hint=True)
         else:
-            self.look(Part.LEADER)
+            self.look(Part.LEADER, hint=True)
 
     def on_read_failed(self, event: ReadFailed) -> None:
         if event.request == self._read_request:
             self._read_request = 0
             self._owed |= self._reading
+            self._must_sync = True
             self.arm("look", self.now + RETRY_S)
 
     def read_done(self, event: ReadDone) -> bool:
