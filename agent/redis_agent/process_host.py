@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -168,3 +169,24 @@ def _debian_hint(process: psutil.Process) -> str:
     if parent == 1:
         return "; if it is the packaged service: systemctl disable --now redis-server"
     return "; end it or choose another"
+
+
+def end_lost_guards(path: Path, limit_s: float = 5.0) -> bool:
+    """Kill the guards of this socket that cannot be reached by it any more, and with them their Redis.
+
+    Args:
+        path: of the socket that their arguments name. Whoever calls holds the lock of the agent whose it is.
+        limit_s: how long to wait for them to be gone.
+
+    Returns:
+        Whether there were any.
+    """
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter(["cmdline"]):
+        arguments = process.info["cmdline"] or []
+        if str(path) in arguments and any(argument.endswith("guard.py") for argument in arguments):
+            with contextlib.suppress(psutil.Error):
+                found += [process, *process.children()]
+                process.kill()
+    psutil.wait_procs(found, timeout=limit_s)
+    return bool(found)

@@ -26,7 +26,7 @@ from redis_agent.messages import (
     StopRedis,
 )
 from redis_agent.process import RedisProcess, digest
-from redis_agent.process_host import check_launch, exit_status, find_binary, is_alive
+from redis_agent.process_host import check_launch, end_lost_guards, exit_status, find_binary, is_alive
 from redis_agent.redis_conf import (
     LaunchPlan,
     LaunchRefused,
@@ -141,7 +141,13 @@ class RedisAdapter:
         plan = self._plan()
         check_path(self._guard_path())
         if self.find_old() is None:
-            check_launch(plan, self._settings.binary)
+            try:
+                check_launch(plan, self._settings.binary)
+            except LaunchRefused:
+                # Somebody removed our guard's socket, so it can be found by its arguments only.
+                if not end_lost_guards(self._guard_path()):
+                    raise
+                check_launch(plan, self._settings.binary)
         return plan
 
     def execute(self, command: RedisCommand | ProbeRemote | CatchUp) -> None:

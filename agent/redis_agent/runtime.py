@@ -50,6 +50,8 @@ from redis_agent.state_file import LockHeld, StateFile, acquire_lock, load
 BROKEN_INVARIANT = 70
 NICE = -10
 """Where it is allowed: the agent needs little of the processor, but that little at once."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+"""Handled here; whoever starts us may have held them back until then."""
 STOP_VARIABLE = "_REDIS_AGENT_STOP"
 """Set over an upgrade by an agent that was told to stop when it had left Redis to its next life already."""
 FROZEN_NOISE = (
@@ -147,6 +149,7 @@ class _Agent:
             signal.signal(number, lambda *_: self._queue.put(StopRequested()))
         signal.signal(signal.SIGHUP, lambda *_: self._queue.put(_Reload()))
         signal.signal(signal.SIGUSR2, lambda *_: self._queue.put(UpgradeRequested()))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         if os.environ.pop(STOP_VARIABLE, ""):
             self._queue.put(StopRequested())
         try:

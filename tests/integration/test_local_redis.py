@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from redis_agent.cli.main import main
+from redis_agent.guard_link import SOCKET_NAME
 from redis_agent.lab.agent_process import AgentProcess
 from redis_agent.lab.load import Load
 from redis_agent.lab.zookeeper import Ensemble
@@ -205,6 +206,43 @@ def test_an_upgrade_of_the_agent_alone(zookeeper: Ensemble, tmp_path: Path) -> N
             assert (leader.pid, leader.redis_pid, leader.guard_pid) == before
             assert new is not leader, "it has handed over, and is a follower now"
         cluster.wait_for(lambda: [keys(member) for member in cluster] == [100, 100, 100], "everybody has the keys")
+
+
+def test_told_to_stop_while_the_program_begins_anew(zookeeper: Ensemble, tmp_path: Path) -> None:
+    """SIGTERM right behind SIGUSR2, at whatever moment it comes: an orderly end, and nothing is left running.
+
+    # case E5
+    """
+    with lab(zookeeper, tmp_path) as cluster:
+        leader = cluster.wait_settled()
+        follower = next(member for member in cluster if member is not leader)
+        since = clock()
+        follower.upgrade()
+        # Behind this line comes the new program: there nobody handles signals yet.
+        wait_told(cluster, follower, "stopped", since, reason="upgrade")
+        follower.terminate()
+        assert follower.wait(15) == 0
+        assert (follower.redis_pid, follower.guard_pid) == (None, None)
+
+
+def test_a_guard_whose_socket_was_removed_is_replaced(zookeeper: Ensemble, tmp_path: Path) -> None:
+    """Nothing but its arguments tells whose it is: the agent's next life ends it, and Redis with it, and starts anew.
+
+    # case C8
+    """
+    with lab(zookeeper, tmp_path) as cluster:
+        leader = cluster.wait_settled()
+        follower = next(member for member in cluster if member is not leader)
+        redis_pid = follower.redis_pid
+        follower.kill()
+        (follower.run_dir / SOCKET_NAME).unlink()
+        for left in follower.state_dir.iterdir():
+            left.unlink()
+        since = clock()
+        follower.start()
+        wait_told(cluster, follower, "redis_up", since)
+        cluster.wait_settled()
+        assert follower.redis_pid not in (None, redis_pid)
 
 
 def test_a_wrong_setting_ends_the_agent_and_not_its_redis(zookeeper: Ensemble, tmp_path: Path) -> None:

@@ -608,3 +608,16 @@ def test_nothing_is_sealed_while_zookeeper_is_away() -> None:
     driver.step(CaughtUp(driver.take(CatchUp).request, "m3"))
     assert driver.state == machine.SERVING
     assert not driver.find(Freeze)
+
+
+def test_successors_that_leave_are_not_waited_for() -> None:
+    """Everybody was told to stop at the same time."""
+    driver = leading()
+    driver.step(StopRequested())
+    driver.settle_but(CatchUp, Probe)
+    for name in ("m2", "m3"):
+        driver.remove(PATHS.presence(name))
+    driver.fire_watches()
+    driver.settle_but(CatchUp, Probe, StopRedis)
+    assert driver.state == machine.STOPPING_REDIS
+    assert [dict(line.fields)["trigger"] for line in driver.log if line.event == "transition"].count("yield_over") == 1

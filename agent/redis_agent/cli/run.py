@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from functools import partial
 
@@ -11,6 +12,9 @@ from redis_agent import logs
 from redis_agent.config import ConfigError
 from redis_agent.config_file import ENVIRONMENT_FILE, load
 from redis_agent.config_host import check_host
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+"""What the running agent handles; it lets them through once it does."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Run until told to stop."""
+    # Until they are handled they wait: none must end us half started, with a Redis of our last life running.
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        return _execute(options)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier - set(SIGNALS))
+
+
+def _execute(options: argparse.Namespace) -> int:
     if not options.config:
         raise ConfigError("redis-agent run", "--config", "is missing", "name the configuration file")
     settings = load(options.config)
@@ -43,5 +56,6 @@ def execute(options: argparse.Namespace) -> int:
         if ending.stop:
             os.environ[runtime.STOP_VARIABLE] = "1"
         sys.stdout.flush()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is wanted
     return ending.code

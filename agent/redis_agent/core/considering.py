@@ -29,6 +29,8 @@ class Considering(Leaving):
         leader = self.view.leader
         if self.state == machine.YIELDING and self.view.presences_known:
             self.consider_yielding()
+        if self.state == machine.PAUSING and self.view.presences_known:
+            self.consider_successors()
         if self.state == machine.RESIGNING and (leader is None or self.owns_leader):
             self.recast_if_due()
         elif leader is None:

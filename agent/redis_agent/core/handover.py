@@ -159,6 +159,12 @@ class Handover(Takeover):
         self.handover_failed(problem)
         self.fire("give_up" if self.goal is Goal.RUN else "depart")
 
+    def consider_successors(self) -> None:
+        """Whoever was to take over may have left, too: nobody need wait for it."""
+        names = self.plan.successors if self.plan else ()
+        if names and not self.view.presences.keys() & set(names):
+            self.nobody_caught_up(f"{' and '.join(names)} left")
+
     def handover_overdue(self) -> None:
         """The wait for a successor is over."""
         names = " or ".join(self.plan.successors) if self.plan else "nobody"

@@ -92,7 +92,7 @@ class Leaving(Orders):
     def consider_yielding(self) -> None:
         """Whoever could take over may have left, too."""
         others = set(self.view.presences) & set(self.view.config.voters) - {self.settings.name}
-        if not others:
+        if not others and "unpause" not in self.role_requests.values():
             self.fire("yield_over")
 
     def release_writes(self) -> None:
