@@ -17,7 +17,9 @@ SWITCHOVER = "switchover"
 KEEP_S = 3600.0
 """How long an answered order stays for people to read, if nobody takes it away."""
 
-SETTLING_S = 1.0
+SETTLING_S = 2.0
+"""A replica says how far it is once a second."""
+RETRY_S = 1.0
 LOOK_AGAIN_S = 0.05
 
 
@@ -50,10 +52,12 @@ class Orders(Handover):
         """True: something is written about it."""
         if order.state == OrderState.PENDING:
             refusal = self._refusal(order)
-            stale = self.now >= self.redis.answered_at + SETTLING_S
+            stale = self.now >= self.redis.answered_at + RETRY_S
             if refusal and (stale or self.now < self.served_at + SETTLING_S):
                 # Neither old news nor followers that are just attaching are a reason to refuse.
-                self.arm("probe", min(self.timers.get("probe", inf), self.now + (0.0 if stale else LOOK_AGAIN_S)))
+                if not self.redis.probe_request:
+                    soon = self.now if stale else self.now + LOOK_AGAIN_S
+                    self.arm("probe", min(self.timers.get("probe", inf), soon))
                 if self.now >= self.view.presences_read_at + LOOK_AGAIN_S:
                     self.look(Part.PRESENCES)
                 return True
@@ -128,7 +132,7 @@ class Orders(Handover):
             if isinstance(event, CommitRefused) and event.error is ZkError.NO_AUTH:
                 self.log("error", "order_not_writable", name=name, remedy="its znode must be writable for the agents")
                 self._unwritable.add(name)
-            self._orders_not_before = self.now + SETTLING_S
+            self._orders_not_before = self.now + RETRY_S
             self.arm("orders", self._orders_not_before)
             self.view.orders = {}
             return
