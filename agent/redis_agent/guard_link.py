@@ -98,6 +98,7 @@ class GuardLink:
                     (os.POSIX_SPAWN_DUP2, listener.fileno(), 1),
                 ],
                 setsid=True,
+                setsigmask=[],
                 setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
             )
         return cls(ours, pid)

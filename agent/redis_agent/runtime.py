@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -149,7 +149,6 @@ class _Agent:
             signal.signal(number, lambda *_: self._queue.put(StopRequested()))
         signal.signal(signal.SIGHUP, lambda *_: self._queue.put(_Reload()))
         signal.signal(signal.SIGUSR2, lambda *_: self._queue.put(UpgradeRequested()))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         if os.environ.pop(STOP_VARIABLE, ""):
             self._queue.put(StopRequested())
         try:
@@ -188,15 +187,26 @@ class _Agent:
                 self._execute(command)
             if self._ending is None:
                 event = self._next()
-        return self._ending
+        return self._held_back(self._ending) if self._ending.again else self._ending
+
+    def _held_back(self, ending: Ending) -> Ending:
+        """Signals wait for the program's next life from here on; a stop that was let in before is told to it."""
+        with contextlib.suppress(queue.Empty):
+            while not ending.stop:
+                ending = replace(ending, stop=isinstance(self._queue.get_nowait(), StopRequested))
+        return ending
 
     def _next(self) -> Event:
         deadline = self._core.next_deadline()
         timeout_s = None if deadline is None else max(0.0, deadline - boottime_s())
+        # Only here are signals let in, and so by this thread alone: what our threads take over an upgrade is lost.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             event = self._queue.get(timeout=timeout_s)
         except queue.Empty:
             return Tick()
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         if isinstance(event, _Reload):
             self._reload()
             return Tick()

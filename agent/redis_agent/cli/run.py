@@ -52,10 +52,10 @@ def _execute(options: argparse.Namespace) -> int:
 
         ending = runtime.run(settings, partial(load, options.config), options.config)
     if ending.again:
-        # The same process id, so that init keeps us; the program and its settings may have changed.
+        # The same process id, so that init keeps us; the program and its settings may have changed. Signals are held
+        # back already.
         if ending.stop:
             os.environ[runtime.STOP_VARIABLE] = "1"
         sys.stdout.flush()
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is wanted
     return ending.code
