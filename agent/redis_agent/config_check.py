@@ -19,7 +19,7 @@ Problem = tuple[str, str, str]
 
 def relations(settings: Settings) -> Iterator[Problem]:
     """What settings say about each other, with the arithmetic."""
-    yield from _check_hosts(settings.zookeeper.hosts)
+    yield from hosts_problems(settings.zookeeper.hosts)
     yield from _check_lease(settings)
     yield from _check_order(settings)
     if not re.fullmatch(NAME_PATTERN, settings.agent.name):
@@ -32,7 +32,8 @@ def relations(settings: Settings) -> Iterator[Problem]:
         )
 
 
-def _check_hosts(hosts: str) -> Iterator[Problem]:
+def hosts_problems(hosts: str) -> Iterator[Problem]:
+    """What is wrong with a list of ZooKeeper's servers."""
     key, remedy = "[zookeeper] hosts", 'write "host:port,host:port/chroot", IPv6 addresses in brackets'
     servers, slash, chroot = hosts.partition("/")
     if slash and (not chroot or "//" in slash + chroot or chroot.endswith("/")):

@@ -198,7 +198,7 @@ class Order:
     """Not to be begun later than this after ``at``."""
     state: str = OrderState.PENDING
     epoch: int = 0
-    """Of the leadership that accepted it."""
+    """Of the leadership that it was given to, if that matters; once it is accepted, of the one that accepted it."""
     detail: str = ""
     """The outcome in one sentence."""
 

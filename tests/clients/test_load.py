@@ -157,5 +157,5 @@ def test_a_leader_that_stands_still_is_left_for_the_next_one(stage: Stage, tmp_p
         server.resume()
         load.stop()
         assert 0 < load.unknown <= 5
-        # What had been answered before the signal may be read a moment after it.
-        assert not [ack for ack in load.acks(at_ns + 100_000_000) if ack.epoch == 1]
+        # What had been answered before the signal may be read some time after it.
+        assert not [ack for ack in load.acks(at_ns) if ack.epoch == 1 and ack.begun_ns > at_ns]

@@ -209,7 +209,8 @@ def test_zookeeper_out_of_reach(capsys: Capture) -> None:
 def in_the_background(*words: str) -> Iterator[subprocess.Popen[str]]:
     """The command as a process."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "redis_agent.cli.main", *words],
+        # In the background of a shell SIGINT is ignored, and children inherit that.
+        ["env", "--default-signal=INT", sys.executable, "-m", "redis_agent.cli.main", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

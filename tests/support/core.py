@@ -289,10 +289,11 @@ class Driver:
 
     # --- the world ------------------------------------------------------------------------------------------------
 
-    def put(self, path: str, payload: Payload, *, owner: int = 0) -> None:
+    def put(self, path: str, payload: Payload | bytes, *, owner: int = 0) -> None:
         """Another one writes a znode; ``fire_watches`` tells the core."""
         self._changed += [path] if path in self.tree else [path, path.rpartition("/")[0]]
-        self._write(path, encode(payload), self.tree[path].version if path in self.tree else -1, owner)
+        data = payload if isinstance(payload, bytes) else encode(payload)
+        self._write(path, data, self.tree[path].version if path in self.tree else -1, owner)
 
     def remove(self, path: str) -> None:
         """It is gone."""

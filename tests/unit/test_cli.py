@@ -243,7 +243,21 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert COMMANDS[command][1] in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("arguments", [[], ["dance"], ["status", "--colour"], ["fsm", "extra"]])
+TARGET = ["--zookeeper", "zk:2181", "--cluster", "cache"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["status", "--colour"],
+        ["fsm", "extra"],
+        *(["status", "--timeout", wrong, *TARGET] for wrong in ("nan", "inf", "0", "soon")),
+        ["switchover", "--timeout=-3", *TARGET],
+        ["switchover", "--to", "", *TARGET],
+    ],
+)
 def test_wrong_usage_is_one_line_and_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """No usage dump: what is wrong, and how to get help."""
     with pytest.raises(SystemExit) as caught:
@@ -260,6 +274,12 @@ def test_wrong_usage_is_one_line_and_exit_2(arguments: list[str], capsys: pytest
         (["status"], "redis-agent status: --zookeeper: is missing"),
         (["status", "--zookeeper", "zk"], "redis-agent status: --cluster: is missing"),
         (["switchover", "--to", "m2"], "redis-agent switchover: --zookeeper: is missing"),
+        (
+            ["status", "--zookeeper", "bad:host:1", "--cluster", "c"],
+            'redis-agent status: --zookeeper: "bad:host:1" is not',
+        ),
+        (["keep", "m1", "--zookeeper", "zz:zz", "--cluster", "c"], 'redis-agent keep: --zookeeper: "zz:zz" is not'),
+        (["status", "--zookeeper", "zk", "--cluster", "a/b"], 'redis-agent status: --cluster: "a/b" is no'),
     ],
 )
 def test_wrong_configuration_is_one_line_and_exit_2(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from redis_agent import machine
+from redis_agent.core.following import KICK_AFTER_S
 from redis_agent.messages import (
     CatchUp,
     CaughtUp,
@@ -138,6 +139,9 @@ def test_a_leader_that_leaves_goes_when_the_waiting_writes_were_answered() -> No
     assert not driver.find(StopRedis)
     driver.answer(driver.take(Follow))
     assert not driver.find(StopRedis)
+    assert not driver.find(KickClients), "those that watch the leader go by themselves, without a broken connection"
+    driver.wait(KICK_AFTER_S)
+    assert not driver.find(StopRedis)
     driver.answer(driver.take(KickClients))
     driver.settle_but(StopRedis, Probe)
     assert driver.find(StopRedis)
@@ -250,6 +254,26 @@ def test_an_old_order_is_refused() -> None:
     driver.settle_but(Probe)
     assert answered(driver).state == OrderState.REFUSED
     assert "old" in answered(driver).detail
+
+
+def test_an_order_to_an_earlier_leader_is_refused() -> None:
+    """Another member leads since: whoever asked for that has it, and a second change would be a surprise."""
+    driver = leading()
+    ordered(driver, to="m3", epoch=driver.core.epoch - 1)
+    driver.settle_but(Probe)
+    assert answered(driver).state == OrderState.REFUSED
+    assert "the leader has changed meanwhile" in answered(driver).detail
+
+
+def test_an_order_that_cannot_be_read_is_removed() -> None:
+    """Nobody could carry it out or answer it: it would be complained of for ever. The others are carried out."""
+    driver = leading()
+    garbage = PATHS.order("switchover-0")
+    driver.put(garbage, b'{"v": 1, "kind": "switchover", "expires_s": null}')
+    ordered(driver, to="m9")
+    driver.settle_but(Probe)
+    assert garbage not in driver.tree
+    assert answered(driver).state == OrderState.REFUSED
 
 
 def test_giving_up_is_free_while_writes_only_wait() -> None:
@@ -540,6 +564,8 @@ def test_an_upgrade_hands_over_and_leaves_redis_running() -> None:
     driver.step(UpgradeRequested())
     offered(driver)
     swapped(driver, phase=LeaderPhase.SERVING)
+    driver.settle_but(Probe)
+    driver.wait(KICK_AFTER_S)
     driver.settle_but(LeaveRedis, Probe, CloseSession)
     assert driver.state == machine.STOPPING_REDIS
     driver.answer(driver.take(LeaveRedis))

@@ -14,6 +14,7 @@ from kazoo.exceptions import BadVersionError, NoAuthError, NoNodeError  # type: 
 from redis_agent import znodes
 from redis_agent.ballots import never_served
 from redis_agent.cli import cluster_view, target
+from redis_agent.cli.apart import apart
 from redis_agent.config_file import load
 from redis_agent.config_host import zookeeper_auth
 
@@ -37,7 +38,7 @@ def execute(options: argparse.Namespace) -> int:
     # Where only agents may write, this command must be able to prove that it belongs to them.
     auth = zookeeper_auth(load(options.config), options.config) if options.config else ()
     try:
-        print(keep(hosts, paths, options.member, auth=auth, limit_s=options.timeout))
+        print(apart(lambda: keep(hosts, paths, options.member, auth=auth, limit_s=options.timeout)))
     except Refused as refused:
         print(f"redis-agent: {refused}", file=sys.stderr)
         return 1

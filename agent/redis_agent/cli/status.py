@@ -11,6 +11,7 @@ from typing import Any
 
 from redis_agent import znodes
 from redis_agent.cli import tables, target
+from redis_agent.cli.apart import apart
 from redis_agent.cli.cluster_view import ClusterView, MemberView, OrderView, Unreachable, needed, read
 
 JSON_SCHEMA = 1
@@ -27,7 +28,7 @@ def execute(options: argparse.Namespace) -> int:
     """Print the cluster: 0 if it is well, 1 if not, 2 if ZooKeeper cannot be reached."""
     hosts, paths = target.find(options, "redis-agent status")
     try:
-        view = read(hosts, paths, options.timeout)
+        view = apart(lambda: read(hosts, paths, options.timeout))
     except Unreachable as error:
         print(f"redis-agent: {error}", file=sys.stderr)
         return 2

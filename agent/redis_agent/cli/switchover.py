@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from kazoo.client import KazooClient, KazooState  # type: ignore[import-untyped]
@@ -31,6 +32,7 @@ from kazoo.security import CREATOR_ALL_ACL, READ_ACL_UNSAFE  # type: ignore[impo
 
 from redis_agent import znodes
 from redis_agent.cli import cluster_view, target
+from redis_agent.cli.apart import apart
 from redis_agent.cli.cluster_view import ClusterView, OrderView
 from redis_agent.config_file import load
 from redis_agent.config_host import zookeeper_auth
@@ -64,10 +66,6 @@ class Refused(Exception):
     """It must not be ordered, or came to nothing. The message says why, and what to do where that is not obvious."""
 
 
-class Interrupted(Exception):
-    """Ctrl-C after the order was written. The message says what that means."""
-
-
 class Ordered(NamedTuple):
     """What was asked, where."""
 
@@ -77,6 +75,8 @@ class Ordered(NamedTuple):
     order: Order
     see: str
     """The command that shows what becomes of it."""
+    steps: list[str]
+    """What an interruption means, the latest last: nothing yet, as long as it is not being written."""
 
     @property
     def path(self) -> str:
@@ -91,10 +91,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
-    parser.add_argument("--to", metavar="MEMBER", default="", help="who is to lead; default: the voter that is best")
+    parser.add_argument(
+        "--to", metavar="MEMBER", default="", type=_member, help="who is to lead; default: the voter that is best"
+    )
     parser.add_argument("--wait", action="store_true", help="wait until it is done or has failed, and say which")
     limits = "the order is not begun later than this, and --wait waits no longer"
     target.add_arguments(parser, timeout_s=DEFAULT_LIMIT_S, limits=limits)
+
+
+def _member(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; name a member, or leave --to out")
+    return text
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -102,19 +110,24 @@ def execute(options: argparse.Namespace) -> int:
     hosts, paths = target.find(options, "redis-agent switchover")
     # Where only agents may write, this command must be able to prove that it belongs to them.
     auth = zookeeper_auth(load(options.config), options.config) if options.config else ()
-    order = Order(kind=KIND, to=options.to, by=_who(), at=time.time(), expires_s=max(0.1, options.timeout))
-    ordered = Ordered(hosts, paths, f"{KIND}-{uuid.uuid4().hex[:8]}", order, _status_command(options, hosts, paths))
-    try:
+    order = Order(kind=KIND, to=options.to, by=_who(), at=time.time(), expires_s=options.timeout)
+    ordered = Ordered(hosts, paths, f"{KIND}-{uuid.uuid4().hex[:8]}", order, _status_command(options, hosts, paths), [])
+
+    def work() -> str:
         with cluster_view.connected(hosts, min(STEP_LIMIT_S, order.expires_s), auth) as client:
-            print(_give_and_tell(client, ordered, options, protected=bool(auth)), flush=True)
+            return _give_and_tell(client, ordered, options, protected=bool(auth))
+
+    try:
+        print(apart(work), flush=True)
     except (Refused, znodes.Corrupt) as refused:
         print(f"redis-agent: {refused}", file=sys.stderr)
         return 1
     except cluster_view.Unreachable as error:
         print(f"redis-agent: {error}", file=sys.stderr)
         return 2
-    except Interrupted as interrupted:
-        print(f"redis-agent: {interrupted}", file=sys.stderr)
+    except KeyboardInterrupt:
+        if ordered.steps:
+            print(f"redis-agent: interrupted; {ordered.steps[-1]}", file=sys.stderr)
         return 130
     return 0
 
@@ -221,11 +234,12 @@ def _give(client: KazooClient, ordered: Ordered, tell: Tell, *, protected: bool)
     view = cluster_view.read_with(client, ordered.paths, STEP_LIMIT_S)
     if reason := refusal(view, ordered.order.to, time.time()):
         raise Refused(reason)
-    try:
-        _write(client, ordered, protected=protected)
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; if it was written, {ordered.stays}") from None
     assert view.leader is not None, "refused otherwise"
+    # Whoever leads next was not meant.
+    ordered = ordered._replace(order=replace(ordered.order, epoch=view.leader.epoch))
+    ordered.steps.append(f"if it was written, {ordered.stays}")
+    _write(client, ordered, protected=protected)
+    ordered.steps.append(ordered.stays)
     to = ordered.order.to or "the best other voter"
     tell(f"{view.leader.name}, the leader of epoch {view.leader.epoch}, is to hand over to {to} ({ordered.name})")
 
@@ -265,7 +279,6 @@ class _Outcome:
         Raises:
             Refused: the leader refused or failed, or there was no outcome in time.
             Unreachable: ZooKeeper was out of reach at the end.
-            Interrupted: by Ctrl-C.
         """
         self._client.add_listener(self._on_state)
         try:
@@ -275,8 +288,6 @@ class _Outcome:
                 if seen is not None and (outcome := self._judge(seen)):
                     return outcome
             return self._give_up()
-        except KeyboardInterrupt:
-            raise Interrupted(f"interrupted; {self._ordered.stays}") from None
         finally:
             self._client.remove_listener(self._on_state)
 

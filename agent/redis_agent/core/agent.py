@@ -159,6 +159,7 @@ class Core(Considering):
             "absent": self.tell_absence,
             "retry_role": self._retry_role,
             "unpause": self.retry_unpause,
+            "kick": self.kick_now,
             "orders": self.look_at_orders,
             "recast": self.recast,
             "save_guid": partial(self.save, f"guid {self.record.guid}"),

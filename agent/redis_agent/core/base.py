@@ -73,6 +73,7 @@ class View:
     """Names of ballot znodes of rounds that are over."""
     orders: dict[str, Order] = field(default_factory=dict)
     order_versions: dict[str, int] = field(default_factory=dict)
+    unreadable_orders: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -9,6 +9,8 @@ from redis_agent.replication import NOWHERE, Ledger, Position, RedisInfo
 from redis_agent.znodes import LeaderPhase
 
 RETRY_ROLE_S = 0.2
+KICK_AFTER_S = 0.3
+"""What a client has that watches the leader, to go there by itself."""
 
 
 def branch_bytes(ledger: Ledger, epoch: int, position: Position) -> int | None:
@@ -138,8 +140,15 @@ class Following(Worth):
             self._order_follow()
 
     def kick_clients(self) -> None:
-        """Behind the answers to what waited: whoever is still connected shall look for the leader."""
-        if self.redis.up and not self.redis.killed:
+        """Behind the answers to what waited: whoever stays connected shall look for the leader.
+
+        A write that is on its way when its connection is closed is of unknown outcome to its client. So those that
+        watch the leader get a moment to go by themselves; meanwhile they read -READONLY.
+        """
+        self.arm("kick", self.now + KICK_AFTER_S)
+
+    def kick_now(self) -> None:
+        if self.state == machine.FOLLOWER and self.redis.up and not self.redis.killed:
             request = self.request()
             self.role_requests[request] = "kick"
             self.order(KickClients(self.redis.incarnation, request, self.settings.role_limit_s))

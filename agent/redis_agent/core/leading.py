@@ -72,7 +72,7 @@ class Leading(Following):
             self.arm_guard()
             return
         self.followed = None
-        self.view.orders = {}  # What we knew of them as an earlier leader.
+        self.view.orders, self.view.unreadable_orders = {}, {}  # What we knew of them as an earlier leader.
         self._replicas_lost_at, self._unfollowed_since = None, inf
         self._lift(0, "lift")
 

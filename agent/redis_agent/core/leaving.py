@@ -68,7 +68,7 @@ class Leaving(Orders):
         return in_doubt and self.stop_count < 2 and self.lease.valid(self.now)
 
     def _just_followed(self) -> bool:
-        waited_for = {"follow", "kick"} & set(self.role_requests.values())
+        waited_for = "kick" in self.timers or {"follow", "kick"} & set(self.role_requests.values())
         return bool(waited_for) and self.redis.up and self.stop_count < 2
 
     def resign(self) -> None:

@@ -43,6 +43,12 @@ class Orders(Handover):
             return
         if self.now < self._orders_not_before:
             return
+        for name, version in self.view.unreadable_orders.items():
+            if name not in self._unwritable:
+                # Nobody can carry it out, nor say so in it; it was logged when it was read.
+                self.log("warning", "order_removed", name=name)
+                self._write(name, Delete(self.paths.order(name), version))
+                return
         known = self.view.orders.items()
         for name, order in sorted(known, key=lambda item: (item[1].at, item[0])):
             if name not in self._unwritable and self._attend_to(name, order):
@@ -100,6 +106,8 @@ class Orders(Handover):
             return f"it is more than {order.expires_s:g} s old (or the clocks of the hosts differ by as much)"
         if order.to == self.settings.name:
             return f"{order.to} leads already"
+        if order.epoch not in (0, self.epoch):
+            return f"the leader has changed meanwhile: {self.settings.name} leads since epoch {self.epoch}"
         if order.to:
             return self.unfitness(order.to)
         if not self.fit_successors():
@@ -134,10 +142,11 @@ class Orders(Handover):
                 self._unwritable.add(name)
             self._orders_not_before = self.now + RETRY_S
             self.arm("orders", self._orders_not_before)
-            self.view.orders = {}
+            self.view.orders, self.view.unreadable_orders = {}, {}
             return
         if order is None:
             self.view.orders.pop(name, None)
+            self.view.unreadable_orders.pop(name, None)
             return
         self.view.orders[name] = order
         self.view.order_versions[name] = event.versions[1]

@@ -215,6 +215,8 @@ class Reading(Base):
         if paths.orders in event.trees:
             view.orders = dict(self._decoded(event.trees[paths.orders], decode_order))
             view.order_versions = {name: node.version for name, node in event.trees[paths.orders].items()}
+            versions = view.order_versions.items()
+            view.unreadable_orders = {name: version for name, version in versions if name not in view.orders}
 
     def _decoded(self, nodes: Mapping[str, Znode], decode: Callable[[bytes], Payload]) -> Iterator[tuple[str, Payload]]:
         """What can be read of a tree: one member's garbage must not stop everybody's election."""
