@@ -23,9 +23,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
-from transitions import Machine
+from transitions import EventData, Machine
 
 CONNECTING = "connecting"
 FREEZING = "candidate.freezing"
@@ -340,24 +340,38 @@ def row(state: str, trigger: str) -> Row | None:
 
 
 class State:
-    """What ``transitions`` moves: it sets ``state``, and adds a method for each trigger."""
-
-    state: str
-
-
-def build(actions: object, announce: Callable[[Row, str], None]) -> tuple[State, Machine]:
-    """The machine that executes the table.
+    """Of one agent: what ``transitions`` moves.
 
     Args:
         actions: has a method without arguments for each action of the table.
         announce: told of each step (row and source) before its actions run.
     """
-    model = State()
-    machine = Machine(model=model, states=list(STATES), initial=CONNECTING, auto_transitions=False)
+
+    def __init__(self, actions: object, announce: Callable[[Row, str], None]) -> None:
+        self.state = CONNECTING
+        self.actions = actions
+        self.announce = announce
+
+    def fire(self, trigger: str) -> None:
+        """Let a trigger of the table happen."""
+        _machine().events[trigger].trigger(self)
+
+
+@cache
+def _machine() -> Machine:
+    """The machine that executes the table: one for all agents of the process, since it holds nothing of theirs."""
+    machine = Machine(model=None, states=list(STATES), initial=CONNECTING, auto_transitions=False, send_event=True)
     for (source, trigger), found in _BY_PAIR.items():
-        after = [partial(announce, found, source), *(getattr(actions, action) for action in found.actions)]
-        machine.add_transition(trigger, source, found.dest, after=after)
-    return model, machine
+        machine.add_transition(trigger, source, found.dest, after=partial(_carry_out, found, source))
+    return machine
+
+
+def _carry_out(found: Row, source: str, step: EventData) -> None:
+    model = step.model
+    assert isinstance(model, State)
+    model.announce(found, source)
+    for action in found.actions:
+        getattr(model.actions, action)()
 
 
 def mermaid() -> str:

@@ -145,10 +145,10 @@ def test_the_machine_does_what_the_row_says(row: Row) -> None:
     """From each source: announced first, then the actions in order, and the state is the row's."""
     for source in row.sources:
         actions, announced = Actions(), list[tuple[Row, str]]()
-        model, _ = machine.build(actions, lambda *told, noted=announced: noted.append(told))
+        model = State(actions, lambda *told, noted=announced: noted.append(told))
         assert model.state == machine.CONNECTING
         model.state = source
-        getattr(model, row.trigger)()
+        model.fire(row.trigger)
         assert model.state == row.dest
         assert announced == [(row, source)]
         assert actions.called == list(row.actions)
@@ -182,6 +182,4 @@ def test_the_diagram_shows_every_step_between_states() -> None:
 
 def test_the_model_starts_without_a_role() -> None:
     """A fresh machine is connecting."""
-    model, _ = machine.build(Actions(), lambda *_: None)
-    assert isinstance(model, State)
-    assert model.state == machine.CONNECTING
+    assert State(Actions(), lambda *_: None).state == machine.CONNECTING

@@ -163,7 +163,7 @@ class Base:
         self.commands: list[Command] = []
         self.timers: dict[str, float] = {}
         self.triggers: deque[str] = deque()
-        self.model, self.machine = machine.build(self, self._announce)
+        self.model = machine.State(self, self._announce)
         self.lease = Lease(tick_s=settings.tick_s, fence_budget_s=settings.fence_budget_s)
         self.session = Session(0)
         self.view = View()
@@ -218,7 +218,7 @@ class Base:
             return
         while self.triggers:
             if machine.row(self.state, self.triggers[0]) is not None:
-                getattr(self.model, self.triggers[0])()
+                self.model.fire(self.triggers[0])
             self.triggers.popleft()
 
     def _announce(self, row: machine.Row, source: str) -> None:
