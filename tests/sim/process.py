@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from heapq import heappush
 from typing import Any
 
 from tests.sim.world import World
@@ -30,7 +31,10 @@ class Process:
             fn(*args)
 
     def after(self, delay_s: float, fn: Callable[..., Any], *args: Any) -> None:
-        self.world.after(delay_s, self.run, fn, *args)
+        """Do ``fn(*args)`` as part of this process, later."""
+        world = self.world
+        world.scheduled += 1
+        heappush(world.heap, [world.now + delay_s, world.scheduled, self.run, (fn, *args)])
 
     def stop(self) -> None:
         self.stopped = self.alive

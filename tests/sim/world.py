@@ -6,9 +6,9 @@ every choice is drawn from one ``random.Random``: the same seed gives the same r
 
 from __future__ import annotations
 
-import heapq
 import random
 from collections.abc import Callable, Iterable
+from heapq import heappop, heappush
 from typing import Any
 
 Link = tuple[str, str]
@@ -30,20 +30,23 @@ class Violation(Exception):
         self.detail = detail
 
 
-class Timer:
+class Timer(list[Any]):
     """Something that will happen, unless it is cancelled."""
 
-    __slots__ = ("args", "fn", "seq", "when")
+    __slots__ = ()
 
-    def __init__(self, when: float, seq: int, fn: Callable[..., Any] | None, args: tuple[Any, ...]) -> None:
-        self.when = when
-        self.seq = seq
-        self.fn = fn
-        self.args = args
+    @property
+    def when(self) -> float:
+        when: float = self[0]
+        return when
+
+    @property
+    def pending(self) -> bool:
+        return self[2] is not None
 
     def cancel(self) -> None:
-        self.fn = None
-        self.args = ()
+        self[2] = None
+        self[3] = ()
 
 
 class World:
@@ -56,31 +59,31 @@ class World:
         self.events = 0
         self.tracing = trace
         self.lines: list[str] = []
-        self._heap: list[tuple[float, int, Timer]] = []
-        self._seq = 0
+        self.heap: list[list[Any]] = []
+        """``[when, number, fn, args]``: lists, since millions are made, and are compared without a call into Python."""
+        self.scheduled = 0
 
     def at(self, when: float, fn: Callable[..., Any], *args: Any) -> Timer:
         """Call ``fn(*args)`` at ``when``, or at once (as an event of its own) if that has passed."""
-        when = max(when, self.now)
-        self._seq += 1
-        timer = Timer(when, self._seq, fn, args)
-        heapq.heappush(self._heap, (when, self._seq, timer))
+        self.scheduled += 1
+        timer = Timer((max(when, self.now), self.scheduled, fn, args))
+        heappush(self.heap, timer)
         return timer
 
-    def after(self, delay_s: float, fn: Callable[..., Any], *args: Any) -> Timer:
-        return self.at(self.now + delay_s, fn, *args)
+    def after(self, delay_s: float, fn: Callable[..., Any], *args: Any) -> None:
+        self.scheduled += 1
+        heappush(self.heap, [self.now + delay_s, self.scheduled, fn, args])
 
     def run(self, until: float, stop: Callable[[], bool] | None = None) -> bool:
         """Let things happen until the time ``until``, or until ``stop()`` holds (then True is returned)."""
-        heap = self._heap
+        heap = self.heap
         while heap and heap[0][0] <= until:
-            when, _, timer = heapq.heappop(heap)
-            fn = timer.fn
+            when, _, fn, args = heappop(heap)
             if fn is None:
                 continue
             self.now = when
             self.events += 1
-            fn(*timer.args)
+            fn(*args)
             if stop is not None and stop():
                 return True
         self.now = max(self.now, until)
@@ -108,6 +111,7 @@ class Network:
         self.world = world
         self.cuts: dict[Link, int] = {}
         self.slow: dict[str, float] = {}
+        self._dice = world.rng.random
         self._held: dict[Link, list[tuple[Pipe, Callable[..., Any], tuple[Any, ...]]]] = {}
 
     def open(self, a: str, b: str) -> bool:
@@ -145,7 +149,7 @@ class Network:
 
     def delay(self, source: str, target: str) -> float:
         """Of one message, in seconds: mostly a fraction of a millisecond, now and then much more."""
-        dice = self.world.rng.random()
+        dice = self._dice()
         delay_s = 0.00005 + 0.0004 * dice
         if dice > 0.985:
             delay_s *= 25.0
@@ -170,10 +174,11 @@ class Pipe:
     def send(self, fn: Callable[..., Any], *args: Any) -> None:
         """``fn(*args)`` happens at the far end once the message is there."""
         net = self.net
-        if net.cuts and self.link in net.cuts:
-            net.hold(self.link, self, fn, args)
+        link = self.link
+        if link in net.cuts:
+            net.hold(link, self, fn, args)
             return
-        when = net.world.now + net.delay(*self.link)
-        when = max(when, self._last)
-        self._last = when
-        net.world.at(when, fn, *args)
+        world = net.world
+        self._last = when = max(world.now + net.delay(link[0], link[1]), self._last)
+        world.scheduled += 1
+        heappush(world.heap, [when, world.scheduled, fn, args])
