@@ -21,9 +21,10 @@ TRANSITIONS is the truth: ``redis-agent fsm`` prints it, the diagram in the docu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any, Protocol
 
 from transitions import EventData, Machine
 
@@ -339,22 +340,18 @@ def row(state: str, trigger: str) -> Row | None:
     return found
 
 
-class State:
-    """Of one agent: what ``transitions`` moves.
+class Model(Protocol):
+    """What the machine moves. Besides, it has a method without arguments for each action of the table."""
 
-    Args:
-        actions: has a method without arguments for each action of the table.
-        announce: told of each step (row and source) before its actions run.
-    """
+    state: str
 
-    def __init__(self, actions: object, announce: Callable[[Row, str], None]) -> None:
-        self.state = CONNECTING
-        self.actions = actions
-        self.announce = announce
+    def announce(self, row: Row, source: str) -> None:
+        """Told of each step before its actions run."""
 
-    def fire(self, trigger: str) -> None:
-        """Let a trigger of the table happen."""
-        _machine().events[trigger].trigger(self)
+
+def fire(model: Model, trigger: str) -> None:
+    """Let a trigger of the table happen."""
+    _machine().events[trigger].trigger(model)
 
 
 @cache
@@ -367,11 +364,10 @@ def _machine() -> Machine:
 
 
 def _carry_out(found: Row, source: str, step: EventData) -> None:
-    model = step.model
-    assert isinstance(model, State)
+    model: Any = step.model
     model.announce(found, source)
     for action in found.actions:
-        getattr(model.actions, action)()
+        getattr(model, action)()
 
 
 def mermaid() -> str:

@@ -9,7 +9,7 @@ import pytest
 from redis_agent import machine
 from redis_agent.core.agent import Core
 from redis_agent.core.settings import CoreSettings
-from redis_agent.machine import IGNORED, PROVED, STATES, TRANSITIONS, TRIGGERS, Impossible, Row, State
+from redis_agent.machine import IGNORED, PROVED, STATES, TRANSITIONS, TRIGGERS, Impossible, Row
 from redis_agent.replication import Address
 
 PAIRS = list(product(STATES, TRIGGERS))
@@ -23,8 +23,14 @@ def core() -> Core:
 class Actions:
     """Has every action of the table, and notes which were called."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: str) -> None:
+        self.state = state
+        self.announced: list[tuple[Row, str]] = []
         self.called: list[str] = []
+
+    def announce(self, row: Row, source: str) -> None:
+        assert not self.called
+        self.announced.append((row, source))
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
@@ -144,13 +150,10 @@ def test_ignored_on_purpose_is_none() -> None:
 def test_the_machine_does_what_the_row_says(row: Row) -> None:
     """From each source: announced first, then the actions in order, and the state is the row's."""
     for source in row.sources:
-        actions, announced = Actions(), list[tuple[Row, str]]()
-        model = State(actions, lambda *told, noted=announced: noted.append(told))
-        assert model.state == machine.CONNECTING
-        model.state = source
-        model.fire(row.trigger)
-        assert model.state == row.dest
-        assert announced == [(row, source)]
+        actions = Actions(source)
+        machine.fire(actions, row.trigger)
+        assert actions.state == row.dest
+        assert actions.announced == [(row, source)]
         assert actions.called == list(row.actions)
 
 
@@ -180,6 +183,6 @@ def test_the_diagram_shows_every_step_between_states() -> None:
             assert f"        {group}_{phase} : {phase}\n" in drawn
 
 
-def test_the_model_starts_without_a_role() -> None:
-    """A fresh machine is connecting."""
-    assert State(Actions(), lambda *_: None).state == machine.CONNECTING
+def test_an_agent_starts_without_a_role() -> None:
+    """A fresh one is connecting."""
+    assert core().state == machine.CONNECTING

@@ -163,7 +163,7 @@ class Base:
         self.commands: list[Command] = []
         self.timers: dict[str, float] = {}
         self.triggers: deque[str] = deque()
-        self.model = machine.State(self, self._announce)
+        self.state = machine.CONNECTING
         self.lease = Lease(tick_s=settings.tick_s, fence_budget_s=settings.fence_budget_s)
         self.session = Session(0)
         self.view = View()
@@ -203,10 +203,6 @@ class Base:
 
     # --- the machine ------------------------------------------------------------------------------------------------
 
-    @property
-    def state(self) -> str:
-        return self.model.state
-
     def fire(self, trigger: str) -> None:
         """Let a trigger happen; what it orders may fire further ones, which happen after it.
 
@@ -218,10 +214,11 @@ class Base:
             return
         while self.triggers:
             if machine.row(self.state, self.triggers[0]) is not None:
-                self.model.fire(self.triggers[0])
+                machine.fire(self, self.triggers[0])
             self.triggers.popleft()
 
-    def _announce(self, row: machine.Row, source: str) -> None:
+    def announce(self, row: machine.Row, source: str) -> None:
+        """Log a step of the machine, before its actions run."""
         if row.dest in machine.PROVED and row.dest not in (machine.VOTING, machine.CLAIMING):
             self.reason = ""
         self.log(
