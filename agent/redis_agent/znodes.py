@@ -7,7 +7,8 @@ versions of the agent can run in one cluster.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -21,44 +22,20 @@ class Corrupt(ValueError):
     """A payload that cannot be read: the message names the kind of znode and what is wrong with it."""
 
 
-@dataclass(frozen=True, slots=True)
 class Paths:
     """Where things are: below ``/<root>/<cluster>``. Slashes around ``root`` do not matter; it may have many levels."""
 
-    root: str
-    cluster: str
-
-    @property
-    def base(self) -> str:
-        return "/" + "/".join(part for part in f"{self.root}/{self.cluster}".split("/") if part)
-
-    @property
-    def config(self) -> str:
-        return f"{self.base}/config"
-
-    @property
-    def epoch(self) -> str:
-        return f"{self.base}/epoch"
-
-    @property
-    def leader(self) -> str:
-        return f"{self.base}/leader"
-
-    @property
-    def members(self) -> str:
-        return f"{self.base}/members"
-
-    @property
-    def presences(self) -> str:
-        return f"{self.base}/presence"
-
-    @property
-    def ballots(self) -> str:
-        return f"{self.base}/ballots"
-
-    @property
-    def orders(self) -> str:
-        return f"{self.base}/orders"
+    def __init__(self, root: str, cluster: str) -> None:
+        self.root = root
+        self.cluster = cluster
+        self.base = "/" + "/".join(part for part in f"{root}/{cluster}".split("/") if part)
+        self.config = f"{self.base}/config"
+        self.epoch = f"{self.base}/epoch"
+        self.leader = f"{self.base}/leader"
+        self.members = f"{self.base}/members"
+        self.presences = f"{self.base}/presence"
+        self.ballots = f"{self.base}/ballots"
+        self.orders = f"{self.base}/orders"
 
     def order(self, name: str) -> str:
         return f"{self.orders}/{name}"
@@ -298,6 +275,13 @@ def _decode(kind: str, data: bytes, payload: type[_Payload]) -> _Payload:
     if not data:
         raise Corrupt(f"{kind}: the znode is empty")
     try:
-        return msgspec.json.decode(data, type=payload)
+        found: _Payload = _parsed(data, payload)  # type: ignore[arg-type]  # a class can be hashed
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corrupt(f"{kind}: {error}") from error
+    return found
+
+
+@lru_cache(maxsize=256)
+def _parsed(data: bytes, payload: type[object]) -> Any:
+    """Most of a tree that is read again is as it was; and a payload is never changed, so it can be had twice."""
+    return msgspec.json.decode(data, type=payload)

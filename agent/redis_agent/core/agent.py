@@ -83,6 +83,7 @@ class Core(Considering):
 
     def __init__(self, settings: CoreSettings) -> None:
         super().__init__(settings)
+        self._work = self._work_of_timers()
 
     def step(self, event: Event, now: float) -> list[Command]:
         """Hear ``event`` at ``now`` (CLOCK_BOOTTIME, seconds) and say what to do.
@@ -144,11 +145,15 @@ class Core(Considering):
         for name in due:
             del self.timers[name]
         for name in due:
-            self._timer(name)
+            if name in self._work:
+                self._work[name]()
 
-    def _timer(self, name: str) -> None:
-        """What is due. A timer's name is that of the wait that it bounds, or of the work that it repeats."""
-        work: dict[str, Callable[[], None]] = {
+    def _work_of_timers(self) -> dict[str, Callable[[], None]]:
+        """By timer, whose name is that of the wait that it bounds, or of the work that it repeats.
+
+        "election" is none of them: it only makes the core look at the ballots again, as it does after every event.
+        """
+        return {
             "heartbeat": self.heartbeat,
             "probe": self.probe,
             "restart": self.start_redis,
@@ -162,7 +167,7 @@ class Core(Considering):
             "kick": self.kick_now,
             "orders": self.look_at_orders,
             "recast": self.recast,
-            "save_guid": partial(self.save, f"guid {self.record.guid}"),
+            "save_guid": self._save_guid,
             "save_state": self.save_position,
             "takeover": self._takeover_overdue,
             "handover": self.handover_overdue,
@@ -171,9 +176,9 @@ class Core(Considering):
             "yield": self.yield_overdue,
             "close": partial(self.fire, "session_closed"),
         }
-        # "election" only makes the core look at the ballots again, which it does after every event.
-        if name in work:
-            work[name]()
+
+    def _save_guid(self) -> None:
+        self.save(f"guid {self.record.guid}")
 
     def _reread(self) -> None:
         """Should a watch ever be lost, this still converges."""

@@ -227,9 +227,8 @@ class Reading(Base):
                 self.log("error", "unreadable_znode", name=name, problem=str(error))
 
     def _learn_presences(self, nodes: Mapping[str, Znode]) -> None:
-        unreadable = Presence(name="", guid="", redis=Address("", 0), reason="its presence cannot be read")
         known = dict(self._decoded(nodes, decode_presence))
-        self.view.presences = {name: known.get(name, replace(unreadable, name=name)) for name in nodes}
+        self.view.presences = {name: known.get(name) or _unreadable(name) for name in nodes}
         self.view.presence_versions = {name: node.version for name, node in nodes.items()}
         self.view.presences_known = True
         self.view.presences_read_at = self.now
@@ -271,3 +270,7 @@ class Reading(Base):
         self.recorded = None
         self.promised_round = 0  # The ballots, which are read together with the settings, tell what binds us here.
         self.record = replace(record, cluster_id="", promised_round=0, promotions=(), epoch=0, offset_bytes=-1)
+
+
+def _unreadable(name: str) -> Presence:
+    return Presence(name=name, guid="", redis=Address("", 0), reason="its presence cannot be read")

@@ -63,7 +63,6 @@ class Takeover(Rounds):
 
     def _announcement(self, replid: str) -> Leader:
         config = self.view.config
-        bystanders = len(self.view.members.keys() - set(config.voters))
         entry = self.view.ledger.entry(self.epoch)
         return Leader(
             name=self.settings.name,
@@ -72,12 +71,17 @@ class Takeover(Rounds):
             phase=LeaderPhase.SERVING,
             guid=self.session.guid,
             replid=replid,
-            # WAIT counts links, so each member that does not vote could stand for one that does.
-            wait=quorum(len(config.voters))[0] + bystanders,
+            wait=self._wait_due(),
             voters=config.voters,
             at=self.wall_now,
             by_handover=entry is not None and entry.handover,
         )
+
+    def _wait_due(self) -> int:
+        """WAIT counts links, so each member that does not vote could stand for one that does."""
+        voters = self.view.config.voters
+        bystanders = len(self.view.members.keys() - set(voters))
+        return quorum(len(voters))[0] + bystanders
 
     def serve_answered(self, event: CommitDone | CommitRefused | CommitUnknown) -> None:
         self.taking_over_request = 0
@@ -110,9 +114,9 @@ class Takeover(Rounds):
         leader = self.view.leader
         if leader is None or self._wait_request or leader.phase != LeaderPhase.SERVING:
             return
-        now_due = self._announcement(leader.replid)
-        if (now_due.wait, now_due.voters) == (leader.wait, leader.voters):
+        if (self._wait_due(), self.view.config.voters) == (leader.wait, leader.voters):
             return
+        now_due = self._announcement(leader.replid)
         self._wait_request = self.barrier()
         ops = (Check(self.paths.epoch, self.view.ledger_version), Put(self.paths.leader, encode(now_due)))
         self.order(Commit(self.session.number, self._wait_request, "wait", ops, not_after=self.lease.until))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import inf
 
 from redis_agent import machine
@@ -61,13 +60,13 @@ class Worth(Sessions):
         """Put the state record on disk, with ``changes`` and what is known of the process."""
         redis = self.redis
         if redis.run_id:
-            self.record = replace(
-                self.record,
-                run_id=redis.run_id,
-                loaded=redis.loaded,
-                intact_replid=redis.info.replid if redis.intact and redis.info else "",
-                followed=redis.followed,
-            )
+            known = {
+                "run_id": redis.run_id,
+                "loaded": redis.loaded,
+                "intact_replid": redis.info.replid if redis.intact and redis.info else "",
+                "followed": redis.followed,
+            }
+            changes = {**known, **changes}
         super().save(what, **changes)
 
     def not_intact(self, why: str) -> None:
