@@ -215,7 +215,7 @@ class Agent:
             return
         deadline = self.core.next_deadline()
         if self._timer is not None:
-            if self._timer.pending and self._timer.when == deadline:
+            if self._timer.fn is not None and self._timer.when == deadline:
                 return
             self._timer.cancel()
         if deadline is not None:

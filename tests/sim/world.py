@@ -41,8 +41,10 @@ class Timer(list[Any]):
         return when
 
     @property
-    def pending(self) -> bool:
-        return self[2] is not None
+    def fn(self) -> Callable[..., Any] | None:
+        """None: it was cancelled."""
+        fn: Callable[..., Any] | None = self[2]
+        return fn
 
     def cancel(self) -> None:
         self[2] = None
