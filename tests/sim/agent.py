@@ -252,8 +252,10 @@ class Agent:
 
     def _execute(self, command: Command) -> None:
         match command:
-            case Log():
-                pass  # the transcript has it
+            case Log():  # the transcript has it
+                if command.event == "transition":
+                    step = dict(command.fields)
+                    self.world.count("step", f"{step['from']} {step['trigger']}")
             case Read() | Commit() | Ensure():
                 session = self._sessions.get(command.session)
                 if session is None:

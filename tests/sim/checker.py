@@ -108,13 +108,16 @@ class Checker(Watcher):
         self.writable[name] = redis
         if self.world.tracing:
             self.world.log(f"{name}.redis", f"ACCEPTS WRITES replid={redis.replid[:6]} offset={redis.offset}")
+        self.world.count("invariant", "one writer")
         if len(self.writable) > 1:
             self._several_writers()
+        self.world.count("invariant", "process")
         serving = self.serving
         if serving is None or serving.redis is not redis or serving.leader.replid != redis.replid:
             if self.excuses.excused(name):
                 return
             raise Violation("process", f"{name} accepts writes in a process or with a replid that was never published")
+        self.world.count("invariant", "guard")
         guard = redis.site.guard
         if guard is None or not guard.watches:
             raise Violation("guard", f"{name} accepts writes, and its guard is not armed")
@@ -122,6 +125,7 @@ class Checker(Watcher):
 
     def _several_writers(self) -> None:
         """All but the one that serves must be excused; that excuse ends soon."""
+        self.world.count("invariant", "one writer (several, all but one excused)")
         serving = self.serving.redis if self.serving is not None else None
         blamed = [
             name for name, redis in self.writable.items() if redis is not serving and not self.excuses.excused(name)
@@ -165,10 +169,13 @@ class Checker(Watcher):
 
     def refused(self, write_id: int, reply: str) -> None:
         """A client was told that this write was not executed."""
+        self.world.count("invariant", "refused")
         if write_id in self.writes:
             raise Violation("refused", f"write {write_id} was answered {reply}, and was executed")
 
     def waited(self, redis: SimRedis, conn: RedisConn, count: int) -> None:
+        if conn.wrote_in and conn.wrote_in != redis.replid:
+            self.world.count("invariant", "kept WAIT")
         if conn.wrote_in and conn.wrote_in != redis.replid and count and not self._taken_back(redis, conn.wrote_in):
             raise Violation(
                 "kept WAIT", f"{redis.site.name} tells {conn.client.name} of acknowledgements in a new epoch"
@@ -211,6 +218,7 @@ class Checker(Watcher):
 
     def joined(self, replica: SimRedis, primary: SimRedis, offset: int) -> None:
         self.partial_resyncs += 1
+        self.world.count("invariant", "divergence")
         assert primary.stream is not None
         size = primary.stream.size_at(offset)
         if size != len(replica.data) or primary.data[:size] != replica.data:
@@ -254,6 +262,7 @@ class Checker(Watcher):
         )
 
     def _has_confirmed(self, redis: SimRedis, when: str, numbers: list[int] | None = None) -> None:
+        self.world.count("invariant", "confirmed")
         held = set(redis.data)
         wanted = self.confirmed if numbers is None else numbers
         missing = [number for number in wanted if number not in held]
@@ -285,11 +294,14 @@ class Checker(Watcher):
             self.orders.pop(path, None)
             return
         self.orders[path] = order
+        if order.state == OrderState.DONE:
+            self.world.count("invariant", "orders")
         owner = self.claimed[max(self.claimed)][0] if self.claimed else "nobody"
         if order.state == OrderState.DONE and order.to not in ("", owner):
             raise Violation("orders", f"{path} is done, but the latest epoch is of {owner} instead of {order.to}")
 
     def _ledger(self, before: Ledger, after: Ledger) -> None:
+        self.world.count("invariant", "epochs")
         if after.epoch not in (before.epoch, before.epoch + 1):
             raise Violation("epochs", f"the ledger goes from {before.epoch} to {after.epoch}")
         for entry in after.entries:
@@ -322,6 +334,7 @@ class Checker(Watcher):
 
     def _lost_nothing(self, leader: Leader, redis: SimRedis) -> None:
         self.handovers += 1
+        self.world.count("invariant", "handover")
         before = self._served.get(leader.epoch - 1)
         if before is None:
             raise Violation("handover", f"epoch {leader.epoch} came by handover from one that never served")

@@ -80,6 +80,7 @@ class Nemesis(Faults):
         if self.over:
             return
         name = self.world.rng.choices(list(self.kinds), self.weights)[0]
+        self.world.count("fault", name)
         self.kinds[name]()
         self.start()
 
@@ -161,6 +162,7 @@ class Nemesis(Faults):
             return
         self.traps -= 1
         self._log(f"strikes {when}")
+        self.world.count("fault", "(at a step of a handover)")
         leader = self.cluster.leader()
         names = [leader.name, leader.successor] if leader is not None else []
         involved = [self.cluster.members[name] for name in names if name]

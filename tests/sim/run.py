@@ -1,20 +1,26 @@
 """Run seeds: ``python -m tests.sim.run --seeds 1..100`` or ``--seed 7 --trace``.
 
-A seed that violates an invariant is run again with the transcript on, and its end is printed. Exit status 1 then.
+A seed that violates an invariant is run again with the transcript on, and its end is printed. Exit status 1 then, 2 if
+the simulator itself failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 import traceback
-from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tests.sim.cluster import Cluster, Shape
 from tests.sim.nemesis import Nemesis
+from tests.sim.tally import Outcome, Progress, Tally, outcome_of, record
+from tests.sim.workers import WorkerFailed, spread
 from tests.sim.world import Violation
 
 FAULTS_S = 60.0
@@ -79,16 +85,12 @@ def run(
 
 def report(result: Result, *, lines: int | None = TAIL_LINES) -> str:
     """The violation, and the (end of the) transcript."""
-    if result.violation is None:
-        return f"seed {result.seed}: no violation"
     shown = result.cluster.world.lines if lines is None else result.cluster.world.lines[-lines:]
-    return "\n".join(
-        [
-            *shown,
-            f"seed {result.seed}, {result.members} members, at {result.cluster.world.now:.4f}: {result.violation}",
-            f"again with: python -m tests.sim.run --seed {result.seed} --trace",
-        ]
-    )
+    verdict = "no violation" if result.violation is None else str(result.violation)
+    end = [f"seed {result.seed}, {result.members} members, at {result.cluster.world.now:.4f}: {verdict}"]
+    if result.violation is not None:
+        end.append(f"again with: python -m tests.sim.run --seed {result.seed} --trace")
+    return "\n".join([*shown, *end])
 
 
 def explain(seed: int, **how: Any) -> str:
@@ -96,64 +98,98 @@ def explain(seed: int, **how: Any) -> str:
     return report(run(seed, trace=True, **how))
 
 
+def play(seed: int, **how: Any) -> Outcome:
+    """Run a seed, and keep only what came of it."""
+    began = time.process_time()
+    result = run(seed, **how)
+    return outcome_of(result, time.process_time() - began)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--seeds", metavar="A..B", help="a range of seeds, both ends included; a number N means 1..N")
-    which.add_argument("--seed", type=int, metavar="N")
-    parser.add_argument("--trace", action="store_true", help="print the whole transcript")
-    parser.add_argument("--faults-s", type=float, default=FAULTS_S, help="how long things are broken, virtual seconds")
-    parser.add_argument("--short-pauses", action="store_true", help="do not stop agents past their lease")
-    parser.add_argument("--only", metavar="KIND,...", default="", help="faults of these kinds alone")
-    parser.add_argument("--keep-going", action="store_true", help="do not stop at the first violation")
-    options = parser.parse_args(arguments)
-    if options.seed is not None:
-        seeds = range(options.seed, options.seed + 1)
-    else:
-        first, _, last = options.seeds.rpartition("..")
-        seeds = range(int(first or 1), int(last) + 1)
+    options = _parser().parse_args(arguments)
     how: dict[str, Any] = {
         "faults_s": options.faults_s,
         "long_pauses": not options.short_pauses,
         "only": tuple(filter(None, options.only.split(","))),
     }
-    totals: Counter[str] = Counter()
-    failed: list[int] = []
-    began = time.process_time()
-    for seed in seeds:
-        result = run(seed, trace=options.trace, **how)
-        checker = result.cluster.checker
-        totals.update(
-            events=result.cluster.world.events,
-            writes=len(checker.writes),
-            confirmed=len(checker.confirmed),
-            epochs=checker.failovers,
-            partial_resyncs=checker.partial_resyncs,
-            full_resyncs=checker.full_resyncs,
-            handovers=checker.handovers,
-            guard_fences=checker.guard_fences,
-            attached=sum(member.attached for member in result.cluster.members.values()),
-            residue=len(checker.residue),
-        )
-        if options.trace:
-            sys.stdout.write(report(result, lines=None) + "\n")
-            if result.violation is None:
-                sys.stdout.write("\n".join(result.cluster.world.lines) + "\n")
-        if result.violation is not None:
-            failed.append(seed)
-            if options.keep_going:
-                sys.stdout.write(f"seed {seed}: {str(result.violation).splitlines()[0]}\n")
-            elif not options.trace:
-                sys.stdout.write(explain(seed, **how) + "\n")
-                break
-    spent_s = time.process_time() - began
-    done = seeds.index(seed) + 1
-    broken = f" {failed[:20]}" if failed else ""
-    sys.stdout.write(
-        f"{done} seeds, {len(failed)} with a violation{broken}, {done / spent_s:.1f} seeds "
-        f"per CPU second; {', '.join(f'{count:,} {name}' for name, count in totals.items())}\n"
-    )
-    return 1 if failed else 0
+    if options.seed is not None:
+        return _one(options.seed, trace=options.trace, how=how)
+    tally = Tally()
+    try:
+        status = _many(options, tally, how)
+    except KeyboardInterrupt:
+        sys.stdout.write("interrupted\n")
+        status = 130
+    except WorkerFailed as failure:
+        sys.stdout.write(f"{failure}\n")
+        status = 2
+    sys.stdout.write(tally.figures() + "\n")
+    if options.coverage:
+        sys.stdout.write("\n" + tally.coverage() + "\n")
+    if options.record is not None and status in (0, 1):
+        record(options.record, tally, options.seeds)
+    return status
+
+
+def seed_range(text: str) -> range:
+    """``A..B``, both included; a number N means 1..N.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
+    first, dots, last = text.partition("..")
+    numbers = (first, last) if dots else ("1", first)
+    if not all(number.isascii() and number.isdigit() for number in numbers) or int(numbers[0]) > int(numbers[1]):
+        raise argparse.ArgumentTypeError(f"not a range of seeds: {text!r}; write A..B, or N for 1..N")
+    return range(int(numbers[0]), int(numbers[1]) + 1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim.run", description=(__doc__ or "").splitlines()[0])
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--seeds", metavar="A..B", type=seed_range, help="both ends included; a number N means 1..N")
+    which.add_argument("--seed", type=int, metavar="N", help="this one, exactly as it was in any run")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s)")
+    parser.add_argument("--trace", action="store_true", help="print the whole transcript of --seed")
+    parser.add_argument("--coverage", action="store_true", help="print what was reached, and which steps never were")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="append what came of the range, as a line of JSON")
+    parser.add_argument("--keep-going", action="store_true", help="do not stop at the first violation")
+    parser.add_argument("--faults-s", type=float, default=FAULTS_S, help="how long things are broken, virtual seconds")
+    parser.add_argument("--short-pauses", action="store_true", help="do not stop agents past their lease")
+    parser.add_argument("--only", metavar="KIND,...", default="", help="faults of these kinds alone")
+    return parser
+
+
+def _one(seed: int, *, trace: bool, how: dict[str, Any]) -> int:
+    """Nothing here depends on how fast it was: the same seed prints the same."""
+    result = run(seed, trace=trace, **how)
+    if result.violation is not None and not trace:
+        sys.stdout.write(explain(seed, **how) + "\n")
+    else:
+        sys.stdout.write(report(result, lines=None) + "\n")
+    return 1 if result.violation is not None else 0
+
+
+def _many(options: argparse.Namespace, tally: Tally, how: dict[str, Any]) -> int:
+    """Seeds in several processes, up to the first violation."""
+    seeds: range = options.seeds
+    progress = Progress(len(seeds))
+    jobs = min(options.jobs, len(seeds))
+    sys.stdout.write(f"seeds {seeds[0]}..{seeds[-1]}, {jobs} at a time\n")
+    sys.stdout.flush()
+    with closing(spread(partial(play, **how), seeds, jobs)) as outcomes:
+        for outcome in outcomes:
+            tally.add(outcome)
+            progress.show(tally)
+            if outcome.violation:
+                progress.clear()
+                sys.stdout.write(f"seed {outcome.seed}: {outcome.violation}\n")
+                if not options.keep_going:
+                    break
+    progress.clear()
+    if tally.failed and not options.keep_going:
+        sys.stdout.write(explain(tally.failed[-1][0], **how) + "\n")
+    return 1 if tally.failed else 0
 
 
 if __name__ == "__main__":

@@ -7,9 +7,13 @@ every choice is drawn from one ``random.Random``: the same seed gives the same r
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from typing import Any
+
+START_S = 100.0
+"""Virtual time begins here."""
 
 Link = tuple[str, str]
 """(from host, to host)."""
@@ -57,8 +61,10 @@ class World:
     def __init__(self, seed: int, *, trace: bool = False) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
-        self.now = 100.0
+        self.now = START_S
         self.events = 0
+        self.counts: Counter[tuple[str, str]] = Counter()
+        """What happened how often, by kind (fault, step, invariant) and name: shows what a run has reached."""
         self.tracing = trace
         self.lines: list[str] = []
         self.heap: list[list[Any]] = []
@@ -96,6 +102,9 @@ class World:
 
     def uniform(self, low: float, high: float) -> float:
         return low + (high - low) * self.rng.random()
+
+    def count(self, kind: str, name: str) -> None:
+        self.counts[kind, name] += 1
 
     def log(self, who: str, text: str) -> None:
         """One line of the transcript. Callers look at ``tracing`` first: formatting costs more than simulating."""
