@@ -71,7 +71,7 @@ def gather(
     promotions = all_promotions(current)
     voters = {name: ballot for name, ballot in current.items() if name in rules.voters}
     exact = {name: exact_position(ballot, ledger, promotions) for name, ballot in current.items()}
-    told = {name: position(ballot, ledger, promotions) for name, ballot in current.items()}
+    told = {name: exact[name] or position(ballot, ledger, promotions) for name, ballot in current.items()}
     # An AOF may lack the end that the state file beside it still counts, so a state file must not win against the
     # memory of a process that was not interrupted: it counts only after the end of them all. (Whoever replicates
     # acknowledges, and so confirms writes, a moment before it is known to be intact.)

@@ -83,6 +83,9 @@ STOPPING = (YIELDING, STOPPING_REDIS, CLOSING, STOPPED)
 PROVED = (*CANDIDATE, *OWNING, HANDED_OVER, FOLLOWER)
 """States that rest on a valid lease."""
 
+LEASED = frozenset({*PROVED, YIELDING})
+"""States that the end of the lease matters to."""
+
 TRIGGERS: Mapping[str, str] = {
     "no_leader": "a synced read shows no `leader`",
     "leader_takes": "a synced read shows another member taking over",

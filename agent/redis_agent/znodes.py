@@ -182,6 +182,8 @@ class Order:
 
 def encode(payload: ClusterConfig | Member | Presence | Leader | Ledger | Ballot | Order) -> bytes:
     """JSON; a Ledger and a Ballot get their schema version ``v`` too."""
+    if not isinstance(payload, Ledger | Ballot):
+        return msgspec.json.encode(payload)
     return msgspec.json.encode({"v": SCHEMA, **_fields(payload)})
 
 

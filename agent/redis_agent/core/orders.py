@@ -39,7 +39,9 @@ class Orders(Handover):
 
     def consider_orders(self) -> None:
         """One at a time, the oldest first."""
-        if self.state != machine.SERVING or self._order_request or self.goal is not Goal.RUN or not self.redis.lifted:
+        if not self.view.orders or self.state != machine.SERVING or self._order_request:
+            return
+        if self.goal is not Goal.RUN or not self.redis.lifted:
             return
         if self.now < self._orders_not_before:
             return

@@ -392,4 +392,4 @@ class Sessions(Reading):
 
     @property
     def lease_deadline(self) -> float:
-        return self.lease.until if self.state in machine.PROVED or self.state == machine.YIELDING else inf
+        return self.lease.until if self.state in machine.LEASED else inf
