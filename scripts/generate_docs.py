@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import textwrap
@@ -20,6 +21,7 @@ import msgspec
 from redis_agent.config import Section, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
+SIM = ROOT / "tests" / "sim"
 EXAMPLE = ROOT / "systemd" / "redis-agent.toml"
 # What the example sets, because it has no default or because every installation has its own.
 SAMPLE = {
@@ -115,6 +117,40 @@ def fsm_table() -> str:
     return "\n".join(rows)
 
 
+def sim_faults() -> str:
+    """The kinds of fault that the simulator's nemesis draws from, by the names that ``--only`` knows."""
+    kinds: list[str] = []
+    for node in ast.walk(ast.parse((SIM / "nemesis.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "kinds":
+            assert isinstance(node.value, ast.Dict)
+            kinds += [str(ast.literal_eval(key)) for key in node.value.keys if key is not None]
+    assert kinds, "the nemesis has no `kinds`"
+    return ", ".join(f"`{kind}`" for kind in kinds) + "."
+
+
+def sim_invariants() -> str:
+    """The invariants, from the docstring of the simulator's checker."""
+    text = ast.get_docstring(ast.parse((SIM / "checker.py").read_text(encoding="utf-8"))) or ""
+    found = re.findall(r"^(\d+)\. (.+?) {2,}((?:.|\n {4,})+)", text, re.MULTILINE)
+    assert found, "the checker's docstring has no list"
+    rows = [f"| {number} | {name} | {_cell(' '.join(rule.split()))} |" for number, name, rule in found]
+    return "\n".join(["| | invariant | |", "|---|---|---|", *rows])
+
+
+def sim_ranges() -> str:
+    """The recorded runs of the simulator."""
+    runs = [msgspec.json.decode(line) for line in (SIM / "ranges.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        f"| {run['date']} | {run['commit']} | {run['seeds']} | {run['violations']} | "
+        f"{run['virtual_s'] / 3600:,.0f} h | {run['seconds'] / 60:,.1f} min | {run['seeds_per_s']} |"
+        for run in runs
+    ]
+    played, failed = sum(run["played"] for run in runs), sum(run["violations"] for run in runs)
+    head = "| date | commit | seeds | violations | virtual time | real time | seeds per second |"
+    total = f"Together {played:,} seeds, {failed:,} violations."
+    return "\n".join([head, "|---|---|---|---:|---:|---:|---:|", *rows, "", total])
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
@@ -123,6 +159,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "configuration": configuration,
     "fsm-diagram": fsm_diagram,
     "fsm-table": fsm_table,
+    "sim-faults": sim_faults,
+    "sim-invariants": sim_invariants,
+    "sim-ranges": sim_ranges,
 }
 
 
