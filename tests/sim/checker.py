@@ -27,7 +27,7 @@ from tests.sim.excuses import Excuses
 from tests.sim.redis import SimRedis, Watcher
 from tests.sim.redis_data import RedisConn
 from tests.sim.world import Violation, World
-from tests.sim.zk_server import Txn
+from tests.sim.zk_tree import Txn
 
 
 @dataclass(slots=True)

@@ -176,7 +176,7 @@ class Cluster:
 
     def delete_leader(self) -> None:
         """Somebody deletes ``leader`` with a ZooKeeper shell."""
-        self.ensemble.decide(None, (Delete(self.paths.leader),), "deleted by hand")
+        self.ensemble.decide((Delete(self.paths.leader),), "deleted by hand")
 
     def order_switchover(self, to: str = "", *, expires_s: float = 30.0) -> str:
         """``redis-agent switchover``: returns the order's path."""
@@ -188,7 +188,7 @@ class Cluster:
         ops = (Create(path, encode(order)),)
         if self.paths.orders not in self.ensemble.tree.nodes:
             return path  # there is no cluster to order anything of yet
-        self.ensemble.decide(None, ops, "an operator's order")
+        self.ensemble.decide(ops, "an operator's order")
         return path
 
     def order_of(self, path: str) -> Order:

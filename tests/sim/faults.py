@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from redis_agent.replication import Address
 from tests.sim.world import Link, both
+from tests.sim.zk_faults import ZooKeeperFaults
 
 if TYPE_CHECKING:
     from tests.sim.agent import Agent, Member
@@ -16,7 +17,7 @@ FENCE_TIME_S = 0.3
 """With short pauses only: how long before the end of its lease a stopped agent is continued, to fence by itself."""
 
 
-class Faults:
+class Faults(ZooKeeperFaults):
     """Each method breaks one thing and sees to it that it is mended. ``long_pauses``: stop agents past their lease."""
 
     def __init__(self, cluster: Cluster, *, long_pauses: bool) -> None:
@@ -323,24 +324,3 @@ class Faults:
         if self.cluster.leader() is not None:
             self._log("deletes leader by hand")
             self.cluster.delete_leader()
-
-    def crash_server(self) -> None:
-        server = self.world.rng.choice(self.cluster.ensemble.servers[1:])
-        if server.up:
-            self._log(f"kills {server.name}")
-            server.crash()
-            self.world.after(self._time((0.1, 5.0)), server.restart)
-
-    def cut_server(self) -> None:
-        server = self.world.rng.choice(self.cluster.ensemble.servers[1:])
-        self._log(f"cuts {server.name} off from ZooKeeper's leader")
-        server.cut_off()
-        self.world.after(self._time((0.1, 2.0), (2.0, 8.0)), server.rejoin)
-
-    def zookeeper_down(self) -> None:
-        ensemble = self.cluster.ensemble
-        if ensemble.up:
-            for_s = self._time((0.1, 0.5), (0.5, 12.0))
-            self._log(f"ZooKeeper has no quorum for {for_s:.3f} s")
-            ensemble.stop()
-            self.world.after(for_s, ensemble.start)

@@ -12,7 +12,7 @@ from tests.sim.faults import Faults
 if TYPE_CHECKING:
     from tests.sim.agent import Member
     from tests.sim.cluster import Cluster
-    from tests.sim.zk_server import Txn
+    from tests.sim.zk_tree import Txn
 
 EXACT_S = 0.012
 """Faults that are aimed at a handover strike within this time of one of its steps."""
@@ -59,6 +59,13 @@ class Nemesis(Faults):
             "zookeeper server dies": self.crash_server,
             "zookeeper server cut off": self.cut_server,
             "zookeeper down": self.zookeeper_down,
+            "zookeeper leader dies": self.crash_zookeeper_leader,
+            "zookeeper leader isolated": self.isolate_zookeeper_leader,
+            "zookeeper link cut": self.cut_server_link,
+            "zookeeper partition": self.partition_zookeeper,
+            "zookeeper server paused": self.pause_server,
+            "zookeeper disks stall": self.stall_disks,
+            "zookeeper restart": self.restart_zookeeper,
             "load fails": self.load_fails,
             "hand": self.meddle,
         }
@@ -89,10 +96,7 @@ class Nemesis(Faults):
         self.over = True
         self._log("heals everything")
         self.net.heal_all()
-        ensemble = self.cluster.ensemble
-        ensemble.start()
-        for server in ensemble.servers:
-            server.rejoin()
+        self.cluster.ensemble.start()
         for member in self.cluster.members.values():
             member.cont()
             redis = member.site.redis

@@ -9,8 +9,9 @@ import pytest
 
 from redis_agent.messages import Create, OpenSession, Put, Read, ReadDone, SessionDown, SessionExpired, SessionUp
 from tests.sim.process import Process
-from tests.sim.world import Network, Pipe, World
+from tests.sim.world import Network, Pipe, World, both
 from tests.sim.zk_client import ZkClient
+from tests.sim.zk_server import Server
 from tests.sim.zookeeper import Ensemble
 
 # --- the world ----------------------------------------------------------------------------------------------------
@@ -106,33 +107,42 @@ def test_a_session_survives_a_cut_below_its_timeout() -> None:
     assert all(up.zk_session_id == session.up.zk_session_id for up in session.of(SessionUp))
 
 
+def follower_of(session: Session) -> Server:
+    """The server that the client is connected to, which is not the leader."""
+    while True:
+        assert session.client.conn is not None
+        server = session.client.conn.server
+        if server.link is not None:
+            return server
+        session.client.reset()
+        session.until(lambda: session.client.connected)
+
+
 def test_a_touch_that_was_not_relayed_does_not_prolong_the_session() -> None:
     """A server that dies between a client's sign of life and its next relay takes it to the grave."""
     session = Session()
-    assert session.client.conn is not None
-    server = session.client.conn.server
-    assert server is not session.ensemble.servers[0]
-    zk_session = session.ensemble.sessions[session.up.zk_session_id]
+    server = follower_of(session)
+    reign = session.ensemble.reign()
+    assert reign is not None
     session.world.run(session.world.now + 20.0)
-    before = zk_session.expires_at
-    server.on_ping(session.client.conn)
+    before = reign.expires[session.up.zk_session_id]
+    server.on_ping(session.client.conn)  # type: ignore[arg-type]
     server.crash()
-    assert zk_session.expires_at == before
+    assert reign.expires[session.up.zk_session_id] == before
 
 
 def test_an_unsynced_read_may_be_stale_and_a_synced_one_is_not() -> None:
     """A server that is cut off from the leader answers reads with what it has; sync waits for the leader."""
     session = Session()
-    assert session.client.conn is not None
-    server = session.client.conn.server
-    server.cut_off()
-    session.ensemble.decide(None, (Create("/x", b"new"),), "test")
+    server = follower_of(session)
+    cut = session.net.cut(both([server.name], [name for name in session.ensemble.names if name != server.name]))
+    session.ensemble.decide((Create("/x", b"new"),), "test")
     session.client.execute(Read(1, 1, ("/x",), sync=False))
     session.client.execute(Read(1, 2, ("/x",), sync=True))
     session.world.run(session.world.now + 1.0)
     (stale,) = session.of(ReadDone)
     assert stale.paths == {"/x": None}
-    server.rejoin()
+    session.net.heal(cut)
     session.world.run(session.world.now + 1.0)
     assert session.of(ReadDone)[1].paths["/x"].data == b"new"
 
@@ -140,16 +150,14 @@ def test_an_unsynced_read_may_be_stale_and_a_synced_one_is_not() -> None:
 def test_a_tree_is_not_read_at_one_moment() -> None:
     """The data of a tree's children are read later than their names: another client's change may come between."""
     session = Session()
-    session.ensemble.decide(None, (Create("/t", b""), Create("/t/x", b"old")), "test")
+    session.ensemble.decide((Create("/t", b""), Create("/t/x", b"old")), "test")
     session.world.run(session.world.now + 1.0)
     seen = set()
     for request in range(1, 200):
         session.client.execute(Read(1, request, lists=(), trees=("/t",), sync=False))
-        session.world.after(
-            session.world.uniform(0.0, 0.002), session.ensemble.decide, None, (Put("/t/x", b"new"),), "t"
-        )
+        session.world.after(session.world.uniform(0.0, 0.002), session.ensemble.decide, (Put("/t/x", b"new"),), "t")
         session.world.run(session.world.now + 1.0)
         seen.add(session.of(ReadDone)[-1].trees["/t"]["x"].data)
-        session.ensemble.decide(None, (Put("/t/x", b"old"),), "test")
+        session.ensemble.decide((Put("/t/x", b"old"),), "test")
         session.world.run(session.world.now + 1.0)
     assert seen == {b"old", b"new"}

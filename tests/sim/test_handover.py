@@ -13,7 +13,7 @@ from tests.sim.cluster import Cluster
 from tests.sim.redis import SimRedis
 from tests.sim.redis_data import RedisConn
 from tests.sim.scenario import App, Begin, another_serves, epoch, roles, server, with_init
-from tests.sim.zk_server import Txn
+from tests.sim.zk_tree import Txn
 
 
 class Load(App):

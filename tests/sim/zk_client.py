@@ -32,7 +32,8 @@ from redis_agent.messages import (
 from tests.sim.process import Process
 from tests.sim.world import Network
 from tests.sim.zk_read import Reading
-from tests.sim.zk_server import Connection, Listener, Outcome, Request, Server
+from tests.sim.zk_server import Connection, Listener, Request, Server
+from tests.sim.zk_tree import Outcome
 from tests.sim.zookeeper import Ensemble
 
 REQUEST_LIMIT_SHARE = 1 / 3
@@ -68,7 +69,8 @@ class ZkClient(Listener):
         self.over = False
         self.expired = False
         self._attempted_at = 0.0
-        self._last_heard = 0.0
+        self._last_sent = 0.0
+        self._ping_unanswered = False
         self._last_zxid = 0
         self._backoff_s = 0.02
         self._attempt = 0
@@ -89,7 +91,7 @@ class ZkClient(Listener):
             self.process.after(CONNECT_LIMIT_S, self._retry, self._attempt)
             return
         self.conn = conn = Connection(self.net, self.process.host, server, self)
-        conn.up.send(server.on_connect, conn, self.session_id, self.timeout_s, self._last_zxid)
+        conn.up.send(server.accept, conn, self.session_id, self.timeout_s, self._last_zxid)
         self.process.after(HANDSHAKE_LIMIT_S, self._retry, self._attempt)
 
     def _retry(self, attempt: int) -> None:
@@ -120,7 +122,8 @@ class ZkClient(Listener):
         self._backoff_s = 0.02
         self.session_id = session_id
         self.timeout_s = timeout_s
-        self._last_heard = self.world.now
+        self._last_sent = self.world.now
+        self._ping_unanswered = False
         self.process.after(timeout_s / 3, self._ping, conn)
         self.post(
             SessionUp(
@@ -167,28 +170,32 @@ class ZkClient(Listener):
             self._fail_all("session expired")
 
     def _ping(self, conn: Connection) -> None:
-        """Every third of the timeout: a sign of life, and a look at how long the server has been silent."""
+        """A third of the timeout after whatever was sent last: a ping, or the end if the last one was not answered."""
         if not self._listens(conn):
             return
-        if self.world.now - self._last_heard > self.timeout_s * 2 / 3:
+        left_s = self._last_sent + self.timeout_s / 3 - self.world.now
+        if left_s > 1e-9:
+            self.process.after(left_s, self._ping, conn)
+        elif self._ping_unanswered:
             self._disconnected("no answer to a ping")
-            return
-        conn.up.send(conn.server.on_ping, conn)
-        self.process.after(self.timeout_s / 3, self._ping, conn)
+        else:
+            self._ping_unanswered = True
+            self._last_sent = self.world.now
+            conn.up.send(conn.server.on_ping, conn)
+            self.process.after(self.timeout_s / 3, self._ping, conn)
 
     def on_pong(self, conn: Connection) -> None:
-        self.process.run(self._heard, conn)
+        self.process.run(self._on_pong, conn)
 
-    def _heard(self, conn: Connection) -> None:
+    def _on_pong(self, conn: Connection) -> None:
         if self._listens(conn):
-            self._last_heard = self.world.now
+            self._ping_unanswered = False
 
     def on_watch(self, conn: Connection, path: str) -> None:
         self.process.run(self._on_watch, conn, path)
 
     def _on_watch(self, conn: Connection, path: str) -> None:
         if self._listens(conn):
-            self._last_heard = self.world.now
             self.post(WatchFired(self.number, path))
 
     # -- commands ---------------------------------------------------------------------------------------------------
@@ -201,6 +208,7 @@ class ZkClient(Listener):
             self.post(failed(command, "not connected"))
         else:
             self._call += 1
+            self._last_sent = self.world.now
             self._in_flight[self._call] = (command, self.world.now)
             self.process.after(self.timeout_s * REQUEST_LIMIT_SHARE, self._too_slow, self.conn, self._call)
             if isinstance(command, Read):
@@ -230,7 +238,6 @@ class ZkClient(Listener):
     def _finished(self, conn: Connection, call: int, event: Event, zxid: int) -> None:
         if self._listens(conn) and self._in_flight.pop(call, None) is not None:
             self._reading.pop(call, None)
-            self._last_heard = self.world.now
             self._last_zxid = max(self._last_zxid, zxid)
             self.post(event)
 
@@ -238,16 +245,12 @@ class ZkClient(Listener):
         sent_at = self.world.now
 
         def request(server: Server, conn: Connection, done: Callable[[], None]) -> None:
-            server.to_leader(decide, server, conn, done)
-
-        def decide(server: Server, conn: Connection, done: Callable[[], None]) -> None:
-            outcome = self.ensemble.submit(conn, command.ops, command.label)
-            if outcome.expired or outcome.moved:
-                self._refused_session(server, conn, outcome)
-            else:
-                server.when_applied(outcome.zxid, lambda: answer(server, conn, outcome, done))
+            server.submit(conn, command.ops, command.label, lambda outcome: answer(server, conn, outcome, done))
 
         def answer(server: Server, conn: Connection, outcome: Outcome, done: Callable[[], None]) -> None:
+            if outcome.expired or outcome.moved:
+                self._refused_session(server, conn, outcome)
+                return
             event: Event = CommitDone(self.number, command.request, sent_at, outcome.versions)
             if outcome.error is not None:
                 event = CommitRefused(self.number, command.request, outcome.index, outcome.error, "")
@@ -265,19 +268,19 @@ class ZkClient(Listener):
             while todo and todo[0][0] in server.tree.nodes:
                 todo.pop(0)
             if todo:
-                server.to_leader(create, server, conn, done)
+                ops = (Create(*todo[0]),)
+                server.submit(conn, ops, f"ensure {todo[0][0]}", lambda outcome: created(server, conn, outcome, done))
                 return
             event = CommitDone(self.number, command.request, sent_at, ())
             conn.down.send(self.finished, conn, call, event, server.applied)
             done()
 
-        def create(server: Server, conn: Connection, done: Callable[[], None]) -> None:
-            path, data = todo.pop(0)
-            outcome = self.ensemble.submit(conn, (Create(path, data),), f"ensure {path}")
+        def created(server: Server, conn: Connection, outcome: Outcome, done: Callable[[], None]) -> None:
+            path, _ = todo.pop(0)
             if outcome.expired or outcome.moved:
                 self._refused_session(server, conn, outcome)
             elif outcome.error in (None, ZkError.NODE_EXISTS):
-                server.when_applied(outcome.zxid, lambda: request(server, conn, done))
+                request(server, conn, done)
             else:
                 index = len(command.nodes) - len(todo) - 1
                 assert outcome.error is not None
@@ -324,16 +327,11 @@ class ZkClient(Listener):
                 self.post(SessionClosed(self.number, clean=clean))
 
         def request(server: Server, conn: Connection, done: Callable[[], None]) -> None:
-            server.to_leader(end, server, conn, done)
+            def ended(_outcome: Outcome) -> None:
+                conn.down.send(self.process.run, answer, True)
+                done()
 
-        def end(server: Server, conn: Connection, done: Callable[[], None]) -> None:
-            session = self.ensemble.sessions.get(conn.session_id)
-            if session is not None and session.conn is conn:
-                down = conn.down
-                session.conn = None  # so that its end does not count as a broken connection
-                self.ensemble.end_session(session.id, "closed")
-                server.when_applied(self.ensemble.zxid, lambda: down.send(self.process.run, answer, True))
-            done()
+            server.end_session(conn, ended)
 
         self._send(conn, request)
         self.process.after(command.limit_s, answer, False)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class Reading:
     """A Read under way: sync, paths, lists and trees in one wave, the data of the trees' children in a second.
 
+    A path's watch is armed before its data are read, and that of a list that is missing in the second wave.
+
     A session's requests are answered in order, but not at one moment: other clients' transactions may come between.
     """
 
@@ -26,6 +28,7 @@ class Reading:
         self.paths: dict[str, Znode | None] = {}
         self.lists: dict[str, frozenset[str]] = {}
         self.names: dict[str, list[str]] = {}
+        self.missing: list[str] = []
         wave: list[Request] = []
         if command.sync:
             wave.append(self._sync)
@@ -48,26 +51,28 @@ class Reading:
             done()
 
     def _sync(self, server: Server, conn: Connection, done: Callable[[], None]) -> None:
-        def at_leader() -> None:
-            zxid = self.client.ensemble.zxid
-            server.when_applied(zxid, done)
-
         del conn
-        server.to_leader(at_leader)
+        server.sync(done)
 
     def _path(self, path: str) -> Request:
         def request(server: Server, conn: Connection, done: Callable[[], None]) -> None:
             server.data_watches.setdefault(path, {})[conn] = None
-            self.paths[path] = server.tree.nodes.get(path)
-            self._pass(done)
+
+            def read() -> None:
+                self.paths[path] = server.tree.nodes.get(path)
+                self._pass(done)
+
+            self._pass(read)
 
         return request
 
     def _list(self, path: str, take: Callable[[str, Iterable[str]], None]) -> Request:
         def request(server: Server, conn: Connection, done: Callable[[], None]) -> None:
             children = server.tree.children.get(path)
-            watches = server.data_watches if children is None else server.child_watches
-            watches.setdefault(path, {})[conn] = None  # what is not there is watched for its creation
+            if children is None:
+                self.missing.append(path)
+            else:
+                server.child_watches.setdefault(path, {})[conn] = None
             take(path, children or ())
             self._pass(done)
 
@@ -80,7 +85,7 @@ class Reading:
         self.names[path] = list(names)
 
     def _end_of_wave(self, server: Server, conn: Connection, done: Callable[[], None]) -> None:
-        if any(self.names.values()):
+        if self.missing or any(self.names.values()):
             conn.down.send(self._second_wave, conn)
         else:
             self._finish(server, conn, {path: {} for path in self.names})
@@ -99,6 +104,11 @@ class Reading:
         for path, names in self.names.items():
             found = {name: nodes.get(f"{path.rstrip('/')}/{name}") for name in names}
             trees[path] = {name: node for name, node in found.items() if node is not None}
+        for path in self.missing:  # what was not there is watched for its creation, unless it came about meanwhile
+            if path in nodes:
+                conn.down.send(self.client.on_watch, conn, path)
+            else:
+                server.data_watches.setdefault(path, {})[conn] = None
         self._finish(server, conn, trees)
         done()
 
