@@ -5,7 +5,8 @@
 * `redis`, `redis_replication`, `redis_data`: redis-server 7.0. `guard`: its parent, the dead man's switch.
 * `redis_life`, `redis_adapter`: the Redis adapter on top of them.
 * `agent`: a host with its agent: one core, bound to these adapters. `clients`: applications.
-* `faults`, `zk_faults` break things, `nemesis` draws them; `checker` looks at the invariants, `excuses` says what they do not cover.
+* `faults`, `zk_faults` break things, `nemesis` draws them; `checker` looks at the invariants, `excuses` says
+  what they do not cover.
 * `cluster` puts it all together, `run` runs seeds, `scenario` is what directed tests are told with.
 
 The contract tests (tests/contract) run on the fakes and on the real servers. Nothing here may depend on the wall clock,

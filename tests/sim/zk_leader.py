@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis_agent.messages import Op
 from tests.sim.world import Pipe
-from tests.sim.zk_tree import Outcome, Txn
+from tests.sim.zk_tree import Change, Outcome, Txn
 
 if TYPE_CHECKING:
     from tests.sim.zk_server import Server
@@ -156,10 +156,11 @@ class Reign:
         if self.over:
             return
         zxid = self.zxid + 1
+        changes: tuple[Change, ...] = ()
         if session not in self.expires:
-            outcome, changes = EXPIRED, ()
+            outcome = EXPIRED
         elif self._owners.setdefault(session, origin) is not origin:
-            outcome, changes = MOVED, ()
+            outcome = MOVED
         else:
             outcome, changes = self.prep.decide(ops, zxid, session)
         if outcome.error is not None and self.world.tracing:
