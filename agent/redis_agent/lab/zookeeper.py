@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 from redis_agent.lab.ports import free_ports
+from redis_agent.lab.proxy import TcpProxy
 
 _JARS = ("zookeeper.jar", "zookeeper-jute.jar", "slf4j-api.jar", "slf4j-simple.jar")
 _JAR_DIRECTORY = Path("/usr/share/java")
@@ -62,16 +64,28 @@ class Ensemble:
     :param servers: how many.
     :param tick_ms: ZooKeeper's tickTime. Session timeouts are clamped to 2 to 20 ticks.
     :param host: the loopback address to listen on.
+    :param proxied: followers reach their leader through proxies, so that ``cut_off`` works.
     """
 
-    def __init__(self, directory: Path, servers: int = 3, *, tick_ms: int = 2000, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        servers: int = 3,
+        *,
+        tick_ms: int = 2000,
+        host: str = "127.0.0.1",
+        proxied: bool = False,
+    ) -> None:
         if servers < 1:
             raise ValueError("an ensemble needs at least one server")
         self.directory = directory
         self.size = servers
         self.tick_ms = tick_ms
         self.host = host
+        self.proxied = proxied
         self._servers: list[_Server] = []
+        self._proxies: dict[tuple[int, int], TcpProxy] = {}
+        """From a follower to its leader, by their numbers."""
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -118,6 +132,9 @@ class Ensemble:
         for index, server in enumerate(self._servers):
             if server.process is not None:
                 self.kill(index)
+        proxies, self._proxies = self._proxies, {}
+        for proxy in proxies.values():
+            proxy.close()
 
     def kill(self, index: int) -> None:
         """SIGKILL, also while it is paused, and reap."""
@@ -140,6 +157,18 @@ class Ensemble:
     def resume(self, index: int) -> None:
         """SIGCONT."""
         self._signal(index, signal.SIGCONT)
+
+    def cut_off(self, index: int) -> None:
+        """A follower and its leader hear nothing of each other. Elections, and clients, still get through."""
+        for (follower, _), proxy in self._proxies.items():
+            if follower == index:
+                proxy.cut()
+
+    def rejoin(self, index: int) -> None:
+        """The end of ``cut_off``: what was held back arrives."""
+        for (follower, _), proxy in self._proxies.items():
+            if follower == index:
+                proxy.restore()
 
     def pid(self, index: int) -> int | None:
         """The process id of a server, None while it is killed."""
@@ -212,6 +241,9 @@ class Ensemble:
         ports = free_ports(3 * self.size, host=self.host)
         triples = zip(ports[0::3], ports[1::3], ports[2::3], strict=True)
         self._servers = [_Server(self.directory / f"zk{index}", *triple) for index, triple in enumerate(triples)]
+        if self.proxied:
+            for follower, leader in permutations(range(self.size), 2):
+                self._proxies[follower, leader] = TcpProxy((self.host, self._servers[leader].peer_port))
         for index, server in enumerate(self._servers):
             data = server.directory / "data"
             data.mkdir(parents=True, exist_ok=True)
@@ -233,10 +265,10 @@ class Ensemble:
             "4lw.commands.whitelist=srvr,ruok,mntr",
         ]
         if self.size > 1:
-            lines += [
-                f"server.{number}={self.host}:{peer.peer_port}:{peer.election_port}"
-                for number, peer in enumerate(self._servers, start=1)
-            ]
+            for other, peer in enumerate(self._servers):
+                proxy = self._proxies.get((index, other))
+                port = peer.peer_port if proxy is None else proxy.address[1]
+                lines.append(f"server.{other + 1}={self.host}:{port}:{peer.election_port}")
         return "\n".join(lines) + "\n"
 
 
