@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from redis_agent.messages import Op
+from redis_agent.messages import Op, ZkError
 from tests.sim.world import Pipe
 from tests.sim.zk_tree import Change, Outcome, Txn
 
@@ -180,22 +180,26 @@ class Reign:
             answer()
 
     def by_hand(self, ops: tuple[Op, ...], label: str) -> Outcome:
-        """An operator's transaction. It is committed when this returns, and so is all that was proposed before."""
+        """An operator's transaction. It is committed when this returns, and so is all that was proposed before.
+
+        The disks and the network happen to be quick, as far as they can be: refused if too few are in step.
+        """
+        near = [
+            each for each in self.links if each.link is self.links[each] and each.last_logged >= self.server.applied
+        ]
+        if 1 + len(near) < self.ensemble.majority:
+            return Outcome(error=ZkError.OTHER)
         zxid = self.zxid + 1
         outcome, changes = self.prep.decide(ops, zxid, 0)
-        if outcome.error is None:
-            self._propose(Txn(zxid, 0, changes, label))
-            self.flush()
-        return outcome
-
-    def flush(self) -> None:
-        """The disks and the network happened to be quick: all that was proposed is committed now."""
-        for link in self.links.values():
-            if link.follower.link is link:
-                for txn in self._pending:
-                    link.follower.log(txn)
-        while self._pending:
+        if outcome.error is not None:
+            return outcome
+        self._propose(Txn(zxid, changes=changes, label=label))
+        for follower in near:
+            for txn in self._pending:
+                follower.log(txn)
+        while self._pending and self._pending[0].zxid <= zxid:
             self._commit(self._pending.popleft())
+        return outcome
 
     # -- agreement --------------------------------------------------------------------------------------------------
 
