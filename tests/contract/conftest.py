@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from redis_agent.lab.zookeeper import Ensemble
-from tests.contract.driver import Driver
-from tests.contract.sim_driver import SimZooKeeper
+from tests.contract.driver import Driver, Servers
+from tests.contract.sim_driver import SimServers, SimZooKeeper
 from tests.support.zookeeper import ProxiedClient, zk_root, zk_single
 
 __all__ = ["zk_root", "zk_single"]
@@ -29,6 +30,45 @@ class RealZooKeeper:
     def close(self) -> None:
         for client in self._clients:
             client.close()
+
+
+class RealServers:
+    """A real ensemble that is broken server by server."""
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        self.tick_s = ensemble.tick_ms / 1000
+        self._ensemble = ensemble
+        self._clients: list[ProxiedClient] = []
+        self.leader = ensemble.leader
+        self.kill = ensemble.kill
+        self.restart = ensemble.restart
+        self.pause = ensemble.pause
+        self.resume = ensemble.resume
+        self.cut_off = ensemble.cut_off
+        self.rejoin = ensemble.rejoin
+        self.wait_serving = ensemble.wait_serving
+
+    def client(self, *servers: int, timeout_s: float) -> ProxiedClient:
+        addresses = [self._ensemble.addresses[index] for index in servers]
+        client = ProxiedClient(self._ensemble, timeout_s, addresses=addresses)
+        self._clients.append(client)
+        return client
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+
+@pytest.fixture(params=["zookeeper", "simulated"])
+def servers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Servers]:
+    """Three servers of the test's own, with a tick of a second: sessions of 2 to 20 s, syncLimit 5 s."""
+    if request.param == "simulated":
+        yield SimServers(1.0)
+        return
+    with Ensemble(tmp_path / "zk", 3, tick_ms=1000, proxied=True) as ensemble:
+        made = RealServers(ensemble)
+        yield made
+        made.close()
 
 
 @pytest.fixture(scope="session", params=["zookeeper", "simulated"])

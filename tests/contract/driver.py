@@ -75,6 +75,46 @@ class Driver(Protocol):
         """A new client that will ask for this session timeout (at least 4 s: two ticks)."""
 
 
+class ServerClient(Client, Protocol):
+    """A client that knows some of an ensemble's servers."""
+
+    def cut_server(self, place: int) -> None:
+        """As `cut`, but only from one server: its place among those that the client knows."""
+
+
+class Servers(Protocol):
+    """Three ZooKeeper servers that are broken one by one. They are numbered from 0."""
+
+    tick_s: float
+
+    def leader(self) -> int:
+        """Which server leads, as soon as one does."""
+
+    def client(self, *servers: int, timeout_s: float) -> ServerClient:
+        """A new client that knows these servers."""
+
+    def kill(self, index: int) -> None:
+        """SIGKILL."""
+
+    def restart(self, index: int) -> None:
+        """Start a killed server again."""
+
+    def pause(self, index: int) -> None:
+        """SIGSTOP."""
+
+    def resume(self, index: int) -> None:
+        """SIGCONT."""
+
+    def cut_off(self, index: int) -> None:
+        """This follower and its leader hear nothing of each other; clients reach both."""
+
+    def rejoin(self, index: int) -> None:
+        """The end of `cut_off`."""
+
+    def wait_serving(self, count: int) -> None:
+        """Wait until so many servers serve."""
+
+
 Answer = ReadDone | ReadFailed | CommitDone | CommitRefused | CommitUnknown
 _E = TypeVar("_E", bound=ZkEvent)
 

@@ -7,7 +7,7 @@ and a client ends with its session.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from redis_agent.messages import (
     CloseSession,
@@ -44,7 +44,7 @@ Call = Read | Ensure | Commit
 
 
 class ZkClient(Listener):
-    """The client of one session. ``post`` takes the events."""
+    """The client of one session. ``post`` takes the events; ``servers``: those that it knows, if not all."""
 
     def __init__(
         self,
@@ -54,10 +54,11 @@ class ZkClient(Listener):
         command: OpenSession,
         timeout_s: float,
         post: Callable[[Event], None],
+        servers: Sequence[Server] = (),
     ) -> None:
         self.net = net
         self.world = net.world
-        self.ensemble = ensemble
+        self.servers = servers or ensemble.servers
         self.process = process
         self.number = command.session
         self.post = post
@@ -86,7 +87,7 @@ class ZkClient(Listener):
             return
         self._attempt += 1
         self._attempted_at = self.world.now
-        server = self.world.rng.choice(self.ensemble.servers)
+        server = self.world.rng.choice(self.servers)
         if not self.net.open(self.process.host, server.name):
             self.process.after(CONNECT_LIMIT_S, self._retry, self._attempt)
             return

@@ -125,6 +125,9 @@ class ProxiedClient(ZkClient):
         for proxy in self.proxies:
             proxy.cut()
 
+    def cut_server(self, place: int) -> None:
+        self.proxies[place].cut()
+
     def cut_replies(self) -> None:
         for proxy in self.proxies:
             proxy.cut(Cut.REPLIES)
