@@ -47,6 +47,7 @@ class Mutant:
     """``rule`` is what is taken out, ``section`` where DESIGN.md has it.
 
     expects: the invariants that it may be caught by; other violations are passed over.
+    also: names of further mutants that are applied with it: rules behind which this one would not be seen.
     only: kinds of fault that the nemesis is restricted to, where plain seeds would have to be too many.
     test: a directed test that fails with it, where the rule matters in one rare order of events only.
     spared: why it is not caught, and need not be: which other rule stands behind it.
@@ -57,6 +58,7 @@ class Mutant:
     section: str
     edits: tuple[Edit, ...]
     expects: tuple[str, ...] = SAFETY
+    also: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     test: str = ""
     spared: str = ""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from redis_agent.znodes import LeaderPhase, decode_leader
-from tests.sim.faults import Faults
+from tests.sim.aimed import Aimed
 
 if TYPE_CHECKING:
     from tests.sim.agent import Member
@@ -24,7 +24,7 @@ UNPLACED = re.compile(r"the data set of ([a-z, ]+) is of unknown lineage")
 OWN_UNPLACED = "this member's data set is of unknown lineage"
 
 
-class Nemesis(Faults):
+class Nemesis(Aimed):
     """Draws faults. ``only``: of these kinds alone."""
 
     def __init__(self, cluster: Cluster, *, long_pauses: bool = True, only: tuple[str, ...] = ()) -> None:
@@ -68,6 +68,7 @@ class Nemesis(Faults):
             "zookeeper restart": self.restart_zookeeper,
             "load fails": self.load_fails,
             "hand": self.meddle,
+            **self.aimed(),
         }
         chosen = {name: fn for name, fn in kinds.items() if rng.random() < 0.4}
         if only:

@@ -1,0 +1,173 @@
+"""Faults that are aimed: at the steps of an election, at what a rule protects. Random ones seldom meet those moments.
+
+Each kind sets the scene that some rule was made for, and leaves what happens then to chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tests.sim.faults import Faults
+from tests.sim.world import both
+
+if TYPE_CHECKING:
+    from tests.sim.agent import Member
+    from tests.sim.cluster import Cluster
+    from tests.sim.zk_server import Txn
+
+NEAR_S = (0.0005, 0.003, 0.02, 0.3)
+"""How soon behind a step an ambush strikes, at most."""
+
+
+class Aimed(Faults):
+    """Further kinds of fault."""
+
+    def __init__(self, cluster: Cluster, *, long_pauses: bool) -> None:
+        super().__init__(cluster, long_pauses=long_pauses)
+        self.snares = 0
+        self._watched = (cluster.leader_path, cluster.paths.epoch, cluster.paths.ballots + "/")
+        cluster.ensemble.on_commit.append(self._step)
+
+    def aimed(self) -> dict[str, Callable[[], None]]:
+        return {
+            "ambush": self.ambush,
+            "cut redis": self.cut_redis,
+            "cut zookeeper's requests": self.cut_requests,
+            "broken connection": self.break_connection,
+            "straggler": self.straggler,
+            "lone leader": self.lone_leader,
+            "leader out of reach": self.leader_out_of_reach,
+            "late replies": self.late_replies,
+        }
+
+    def _leader(self) -> Member | None:
+        leader = self.cluster.leader()
+        return self.cluster.members[leader.name] if leader is not None else None
+
+    # -- links ------------------------------------------------------------------------------------------------------
+
+    def cut_redis(self, member: Member | None = None, for_s: float | None = None) -> None:
+        """Its Redis and those of the others don't reach each other; ZooKeeper and the clients reach them all."""
+        name = (member or self._member()).name
+        others = [other for other in self.cluster.members if other != name]
+        self._cut(both([name], others), self._cut_s(for_s), f"cuts the Redis of {name} off from the others")
+
+    def cut_requests(self, member: Member | None = None, for_s: float | None = None) -> None:
+        """What it sends to ZooKeeper arrives late; it hears everything."""
+        name = (member or self._member()).name
+        links = [(name, server) for server in self.cluster.ensemble.names]
+        self._cut(links, self._cut_s(for_s), f"the requests of {name} do not reach ZooKeeper")
+
+    def break_connection(self, member: Member | None = None) -> None:
+        """Its connection to ZooKeeper is reset: replies are lost, the session lives on."""
+        agent = (member or self._member(prefer_leader=0.7)).agent
+        if agent is not None:
+            self._log(f"resets the ZooKeeper connection of {agent.name}")
+            for session in agent._sessions.values():
+                session.reset()
+
+    # -- scenes -----------------------------------------------------------------------------------------------------
+
+    def straggler(self) -> None:
+        """A follower is left behind, and then the leader is lost: positions differ, and only one has everything."""
+        leader = self._leader()
+        if leader is None or len(self.cluster.members) < 3:
+            return
+        behind = self.world.rng.choice(self.cluster.others(leader))
+        self.cut_redis(behind, self.world.uniform(1.0, 14.0))
+        self.world.after(self.world.uniform(0.3, 13.0), self._lose_leader)
+
+    def lone_leader(self) -> None:
+        """Nobody follows the leader, which writes on alone: its history goes further than anybody's, in vain."""
+        leader = self._leader()
+        if leader is None:
+            return
+        self.cut_redis(leader, self.world.uniform(4.0, 20.0))
+        if self.world.chance(0.5):
+            self.world.after(self.world.uniform(6.0, 18.0), self._lose_leader)
+
+    def leader_out_of_reach(self) -> None:
+        """For longer than its session, from one moment to the other; mostly together with its ZooKeeper server, which
+        then has not told the ensemble's leader whom it has heard last.
+        """
+        leader = self._leader()
+        if leader is None or leader.agent is None:
+            return
+        for_s = self.world.uniform(6.0, 12.0)
+        conns = [session.conn for session in leader.agent._sessions.values() if session.conn is not None]
+        if conns and self.world.chance(0.8):
+            server = conns[0].server
+            self._log(f"with {server.name}:")
+            server.cut_off()
+            self.world.after(for_s, server.rejoin)
+        self.cut_zookeeper(leader, for_s)
+
+    def late_replies(self) -> None:
+        """What the leader hears of ZooKeeper is late, and then it hears nothing any more."""
+        leader = self._leader()
+        if leader is None:
+            return
+        late_s = self.world.uniform(0.5, 1.95)
+        self.cut_replies(leader, late_s)
+        self.world.after(late_s + self.world.uniform(0.0, 0.01), self._silence, leader)
+
+    def _silence(self, member: Member) -> None:
+        if not self.over:
+            self.cut_zookeeper(member, 10.0)
+
+    def _lose_leader(self) -> None:
+        leader = self._leader()
+        if leader is None or self.over:
+            return
+        self.snares = max(self.snares, self.world.rng.choice((0, 1, 2)))
+        ways: tuple[Callable[[Member], None], ...] = (
+            self.crash_redis,
+            self.crash_redis,
+            self.crash_agent,
+            self.crash_host,
+            self.isolate_host,
+            self.cut_zookeeper,
+            self.stop_agent,
+            lambda _member: self.delete_leader(),
+        )
+        self.world.rng.choice(ways)(leader)
+
+    # -- ambush -----------------------------------------------------------------------------------------------------
+
+    def ambush(self) -> None:
+        """Bring about an election, and strike at some of its steps."""
+        self.snares = self.world.rng.choice((1, 2, 3, 5))
+        self._lose_leader()
+
+    def _step(self, txn: Txn) -> None:
+        """The steps of an election are transactions about the ledger, ``leader`` and the ballots."""
+        if not self.snares or self.over:
+            return
+        if any(change.path.startswith(self._watched) for change in txn.changes) and self.world.chance(0.4):
+            self.snares -= 1
+            after_s = self.world.uniform(0.0, self.world.rng.choice(NEAR_S))
+            self.world.after(after_s, self._strike_at, txn.label)
+
+    def _strike_at(self, what: str) -> None:
+        if self.over:
+            return
+        self._log(f"strikes behind [{what}]")
+        member = self._member(prefer_leader=0.6)
+        for_s = self._time((0.002, 0.05), (0.05, 2.5), (2.5, 9.0))
+        strikes: tuple[Callable[[], None], ...] = (
+            lambda: self.crash_redis(member),
+            lambda: self.crash_agent(member),
+            lambda: self.crash_host(member),
+            lambda: self.pause_agent(member, for_s),
+            lambda: self.hang_redis(member, for_s),
+            lambda: self.cut_redis(member, for_s),
+            lambda: self.cut_zookeeper(member, for_s),
+            lambda: self.cut_replies(member, for_s),
+            lambda: self.cut_requests(member, for_s),
+            lambda: self.isolate_host(member, for_s),
+            lambda: self.break_connection(member),
+            self.delete_leader,
+            self.crash_server,
+        )
+        self.world.rng.choice(strikes)()
