@@ -1,4 +1,4 @@
-"""What became of the writes: the clients' history of a round and the final contents of every node, and what does not fit.
+"""What became of the writes: the clients' history of a round and the final contents of every node: what does not fit.
 
 **Two primaries.** A *leadership* is a node with one replication id. From its first acknowledgement (``t1`` of the write
 that was acknowledged first) to the last time that a write was sent which it acknowledged (the greatest ``t0``) it was
@@ -20,10 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tests.faults.history import REFUSED, UNKNOWN, Entry, Fault
-
-Contents = Mapping[str, str | list[str]]
-"""Of one node: each key of the round."""
+from tests.faults.history import REFUSED, UNKNOWN, Contents, Entry, Fault
 
 RESIDUE_NS = 2_000_000_000
 GAP_NS = 100_000_000

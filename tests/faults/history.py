@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
+
+Contents = Mapping[str, str | list[str]]
+"""Of one node: each key and its value."""
 
 OK = "ok"
 REFUSED = "refused"

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import redis
@@ -173,17 +173,21 @@ class AgentProcess:
         dies_with_us = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
         run = [sys.executable, "-m", "redis_agent.cli.main", "run", "--config", str(self.config_path)]
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*dies_with_us, *run],
-                cwd=self.directory,
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # Ctrl-C in a terminal is for the one who started them.
-                start_new_session=True,
-            )
+            self.process = self.popen([*dies_with_us, *run], _environment(), log)
         self.starts += 1
+
+    def popen(self, argv: Sequence[str], env: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """How the agent's program is run: here. Other laboratories have other hosts."""
+        return subprocess.Popen(
+            argv,
+            cwd=self.directory,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # Ctrl-C in a terminal is for the one who started them.
+            start_new_session=True,
+        )
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the agent.

@@ -45,8 +45,11 @@ class LabError(Exception):
 
 
 @dataclass(slots=True)
-class _Server:
+class Server:
+    """One of them: where it listens, and its process while it runs."""
+
     directory: Path
+    host: str
     client_port: int
     peer_port: int
     election_port: int
@@ -83,14 +86,14 @@ class Ensemble:
         self.tick_ms = tick_ms
         self.host = host
         self.proxied = proxied
-        self._servers: list[_Server] = []
+        self._servers: list[Server] = []
         self._proxies: dict[tuple[int, int], TcpProxy] = {}
         """From a follower to its leader, by their numbers."""
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """Where clients connect, per server."""
-        return [(self.host, server.client_port) for server in self._servers]
+        return [(server.host, server.client_port) for server in self._servers]
 
     @property
     def hosts(self) -> str:
@@ -116,7 +119,7 @@ class Ensemble:
         for _ in range(_ATTEMPTS):
             self._configure()
             for server in self._servers:
-                _launch(server, command)
+                self._launch(server, command)
             try:
                 self.wait_serving(self.size, limit_s)
             except LabError as exc:
@@ -147,8 +150,12 @@ class Ensemble:
     def restart(self, index: int, limit_s: float = 30.0) -> None:
         """Start a killed server again, on its old data and ports, and wait until it serves."""
         self.kill(index)
-        _launch(self._servers[index], _command())
+        self.launch(index)
         self._wait(lambda: self.mode(index) != "", limit_s, f"server {index} does not serve again")
+
+    def launch(self, index: int) -> None:
+        """Start a killed server again; does not wait."""
+        self._launch(self._servers[index], _command())
 
     def pause(self, index: int) -> None:
         """SIGSTOP: its sockets stay open and silent."""
@@ -237,13 +244,35 @@ class Ensemble:
             raise LabError(f"ZooKeeper server {index} is not running")
         process.send_signal(number)
 
-    def _configure(self) -> None:
+    def place(self) -> list[Server]:
+        """Where the servers are: here, on free ports. Other laboratories have other hosts."""
         ports = free_ports(3 * self.size, host=self.host)
         triples = zip(ports[0::3], ports[1::3], ports[2::3], strict=True)
-        self._servers = [_Server(self.directory / f"zk{index}", *triple) for index, triple in enumerate(triples)]
+        return [Server(self.directory / f"zk{index}", self.host, *triple) for index, triple in enumerate(triples)]
+
+    def popen(self, server: Server, argv: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """How a server's program is run: here."""
+        return subprocess.Popen(
+            argv,
+            cwd=server.directory,
+            env={"PATH": os.environ.get("PATH", "")},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # Not ours: Ctrl-C in a terminal is for the one who started them.
+            start_new_session=True,
+        )
+
+    def _launch(self, server: Server, command: list[str]) -> None:
+        with (server.directory / "log").open("ab") as log:
+            server.process = self.popen(server, [*command, str(server.directory / "zoo.cfg")], log)
+
+    def _configure(self) -> None:
+        self._servers = self.place()
         if self.proxied:
             for follower, leader in permutations(range(self.size), 2):
-                self._proxies[follower, leader] = TcpProxy((self.host, self._servers[leader].peer_port))
+                peer = self._servers[leader]
+                self._proxies[follower, leader] = TcpProxy((peer.host, peer.peer_port))
         for index, server in enumerate(self._servers):
             data = server.directory / "data"
             data.mkdir(parents=True, exist_ok=True)
@@ -259,7 +288,7 @@ class Ensemble:
             "syncLimit=5",
             f"dataDir={server.directory / 'data'}",
             f"clientPort={server.client_port}",
-            f"clientPortAddress={self.host}",
+            f"clientPortAddress={server.host}",
             "maxClientCnxns=0",
             "admin.enableServer=false",
             "4lw.commands.whitelist=srvr,ruok,mntr",
@@ -268,7 +297,7 @@ class Ensemble:
             for other, peer in enumerate(self._servers):
                 proxy = self._proxies.get((index, other))
                 port = peer.peer_port if proxy is None else proxy.address[1]
-                lines.append(f"server.{other + 1}={self.host}:{port}:{peer.election_port}")
+                lines.append(f"server.{other + 1}={peer.host}:{port}:{peer.election_port}")
         return "\n".join(lines) + "\n"
 
 
@@ -288,21 +317,6 @@ def _command() -> list[str]:
     # setpriv becomes java, so the process id is the JVM's.
     dies_with_us = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
     return [*dies_with_us, java, *_JVM, "-cp", ":".join(str(jar) for jar in jars), _MAIN_CLASS]
-
-
-def _launch(server: _Server, command: list[str]) -> None:
-    log: IO[bytes]
-    with (server.directory / "log").open("ab") as log:
-        server.process = subprocess.Popen(
-            [*command, str(server.directory / "zoo.cfg")],
-            cwd=server.directory,
-            env={"PATH": os.environ.get("PATH", "")},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            # Not ours: Ctrl-C in a terminal is for the one who started them.
-            start_new_session=True,
-        )
 
 
 def _four_letter_word(address: tuple[str, int], word: bytes) -> str:
