@@ -53,7 +53,7 @@ class BedEnsemble(Ensemble):
 
     def popen(self, server: Server, argv: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
         machine = next(each for each in self.machines if each.address == server.host)
-        return machine.popen(argv, stdout=log, stderr=log)
+        return machine.popen(_surviving(argv), stdout=log, stderr=log)
 
     def start_again(self, index: int) -> None:
         """A killed server, on its old data; does not wait."""
@@ -82,6 +82,7 @@ class BedMember(AgentProcess):
         return str(self.address)
 
     def popen(self, argv: Sequence[str], env: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        argv = _surviving(argv)
         return self.machine.popen(argv, cwd=self.directory, env=env | self.clock.environment, stdout=log, stderr=log)
 
     def supervise(self) -> None:
@@ -205,3 +206,8 @@ class BedCluster(LocalCluster):
             answered: Any = client.wait(len(self.members) - 1, limit_ms)
             return int(answered) == len(self.members) - 1
         return False
+
+
+def _surviving(argv: Sequence[str]) -> list[str]:
+    """Without the wish to die with the thread that started it: here any thread does, and the bed ends everything."""
+    return list(argv[argv.index("--") + 1 :]) if "--" in argv else list(argv)

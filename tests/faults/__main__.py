@@ -1,0 +1,5 @@
+import sys
+
+from tests.faults.program import main
+
+sys.exit(main())
