@@ -330,16 +330,17 @@ def _compare(report: Report, older: _Leadership, newer: _Leadership, faults: Seq
     if not late:
         return
     stops = whole_stops(faults, older.node.rpartition(":")[0])
-    excused = all(_is_residue(entry, stops, begin) for entry in late)
+    ends = [_continued(entry, stops, begin) for entry in late]
+    excused = None not in ends
     about = {
         "older": older.node,
         "newer": newer.node,
-        "t0": begin,
+        # While it stood still it took nothing.
+        "t0": max(begin, min(end for end in ends if end is not None)) if excused else begin,
         "writes": len(late),
         "confirmed": sum(entry.confirmed for entry in late),
         "excused": excused,
     }
-    # Where the later one ends first, the earlier one may lead again by right: no, that would be another leadership.
     until = min(older.last_ns, newer.last_ns)
     report.late.append(Overlap(t1=max(entry.t1 for entry in late), **about))  # type: ignore[arg-type]
     if until > begin:
@@ -358,8 +359,10 @@ def whole_stops(faults: Sequence[Fault], node: str) -> list[tuple[int, int]]:
     return spans
 
 
-def _is_residue(entry: Entry, stops: list[tuple[int, int]], began: int) -> bool:
-    return any(start < began and end <= entry.t1 <= end + RESIDUE_NS for start, end in stops)
+def _continued(entry: Entry, stops: list[tuple[int, int]], began: int) -> int | None:
+    """When the host was continued whose residue this write is; None: it is none."""
+    fitting = (end for start, end in stops if start < began and end <= entry.t1 <= end + RESIDUE_NS)
+    return next(fitting, None)
 
 
 def _union_ms(overlaps: Iterable[Overlap]) -> float:

@@ -13,7 +13,8 @@ from tests.faults.history import Entry, Fault, Sight
 _LEFT, _RIGHT, _TOP = 110, 20, 58
 _ROW, _GAP, _BAND, _TICK = 70, 14, 13, 22
 _SIGHT_NS = 400_000_000
-"""A node that nobody has looked at for so long is unknown."""
+"""A node that nobody has looked at for so long is unknown, unless the picture is too coarse to show that."""
+_BLIND_SHARE = 1 / 200
 _TICKS_S = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1200)
 _MAX_TICKS = 20
 _BUCKETS = 900
@@ -87,12 +88,13 @@ class Picture:
         self._text(8, row + 16, name, ' font-weight="bold" font-size="14"')
         self._text(8, row + 32, self._nodes[name], ' fill="#555"')
         spans: list[tuple[str, int, int, int]] = []
+        blind_ns = max(_SIGHT_NS, (self._end - self._begin) * _BLIND_SHARE)
         for sight in sights:
             role = "leads" if sight.leads and sight.role == "primary" else sight.role
-            if spans and spans[-1][0] == role and sight.t - spans[-1][2] < _SIGHT_NS:
+            if spans and spans[-1][0] == role and sight.t - spans[-1][2] < blind_ns:
                 spans[-1] = (role, spans[-1][1], sight.t, sight.epoch)
             else:
-                begin = spans[-1][2] if spans and sight.t - spans[-1][2] < _SIGHT_NS else sight.t
+                begin = spans[-1][2] if spans and sight.t - spans[-1][2] < blind_ns else sight.t
                 spans.append((role, begin, sight.t, sight.epoch))
         for role, begin, end, epoch in spans:
             told = f"{name}: {ROLES[role][1]}" + (f", epoch {epoch}" if role == "leads" else "")

@@ -30,8 +30,6 @@ from tests.faults.nemesis import BY_NAME, Plan, Planned, plan
 from tests.faults.round import Outcome, Rounds, agent_finder, everywhere
 
 _SHORTEST_S, _LONGEST_S = 5.0, 14.0
-_SIGHTS_KEPT = 10
-"""Of the whole run's sights every tenth is kept for its picture."""
 
 
 class Run:
@@ -56,7 +54,7 @@ class Run:
         self.done.update(fault.kind for fault in outcome.faults)
         self.not_done.update(told.partition(" ")[0] for told in outcome.not_done)
         self.faults += outcome.faults
-        self.sights += outcome.sights[::_SIGHTS_KEPT]
+        self.sights += outcome.sights
         with (self.directory / "faults.jsonl").open("ab") as file:
             file.writelines(history.encode(fault) + b"\n" for fault in outcome.faults)
         with (self.directory / "sights.jsonl").open("ab") as file:
@@ -72,6 +70,7 @@ class Run:
             span=(outcome.began, outcome.ended),
             title=title[:170],
         )
+        # The run has them.
         outcome.sights = []
         print(line(outcome), flush=True)
         for violation in outcome.report.violations:
@@ -169,12 +168,14 @@ def summary(run: Run) -> str:
     report = run.total
 
     def row(name: str, tally: Tally) -> str:
-        cells = (tally.attempts, tally.refused, tally.unknown, tally.acknowledged, tally.confirmed)
-        cells += (tally.lost, tally.confirmed_lost)
+        cells = [tally.attempts, tally.refused, tally.unknown, tally.acknowledged, tally.confirmed]
+        cells += [tally.lost, tally.confirmed_lost]
         return f"| {name} | " + " | ".join(f"{cell:,}" for cell in cells) + " |"
 
     late = sum(each.writes for each in report.late if not each.excused)
     slowest = max((each.converged_s for each in run.outcomes), default=0.0)
+    residue = f"{report.residue_writes} acknowledged, {report.residue_confirmed} confirmed"
+    rule = "(a pause of more than 100 ms without an acknowledged write is an outage)"
     lines = [
         f"\nseed {run.seed}: {len(run.outcomes)} rounds, {report.duration_ns / 60e9:.1f} minutes of writing",
         "",
@@ -184,11 +185,9 @@ def summary(run: Run) -> str:
         row("all", report.total),
         "",
         f"- two primaries: {report.dual_ms:.1f} ms",
-        f"- continued whole hosts: {report.residue_ms:.1f} ms, {report.residue_writes} acknowledged, "
-        f"{report.residue_confirmed} confirmed",
+        f"- continued whole hosts: {report.residue_ms:.1f} ms, {residue}",
         f"- other acknowledgements that arrived after the next leader's first, and were sent before it: {late}",
-        f"- longest outage {report.outage_ns / 1e9:.2f} s, availability {report.availability:.2%} "
-        "(pauses of more than 100 ms without an acknowledged write are outages)",
+        f"- longest outage {report.outage_ns / 1e9:.2f} s, availability {report.availability:.2%} {rule}",
         f"- every node read and equal after each round; slowest convergence {slowest:.1f} s",
         f"- {report.reads:,} values read, {report.vanished} of them gone later",
         f"- faults: {', '.join(f'{kind} {count}' for kind, count in run.done.most_common())}",
