@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test unit sim demo bench docs docs-check lock clean
+.PHONY: help setup check format test unit sim faults demo bench docs docs-check lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ sim: setup ## the simulator: SEEDS=20000 or SEEDS=A..B on all cores, or ARGS='--
 
 demo: setup ## three ZooKeepers, three agents: killed, switched over, frozen, live
 	@$(VENV)/bin/redis-agent demo $(ARGS)
+
+faults: setup ## faults on real processes in network namespaces, as root: MINUTES=60 SEED=1, ARGS='--only redis-kill,rack-cut'
+	$(PY) -m tests.faults --minutes $(or $(MINUTES),3) --seed $(or $(SEED),1) $(ARGS)
 
 bench: setup ## failover, handover and restart times, idle cost: FAILOVERS=300 HANDOVERS=300 RESTARTS=30
 	$(PY) -m tests.bench --failovers $(or $(FAILOVERS),300) --handovers $(or $(HANDOVERS),300) \

@@ -35,6 +35,7 @@ OPS = "ops"
 """The host that we look from."""
 _SUBNET = "10.99.0"
 _LIMIT_S = 10.0
+_ROOTS_PATH = ("/usr/sbin", "/sbin")
 _CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _SOURCES = (Path(redis_agent.__file__).resolve().parents[1], Path(__file__).resolve().parents[2])
@@ -51,6 +52,9 @@ def missing() -> str:
     """Why there can be no bed here; empty if there can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
+    # Debian keeps these tools where only root looks, and sudo may have left root with a user's PATH.
+    paths = os.environ.get("PATH", "").split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join([*paths, *(each for each in _ROOTS_PATH if each not in paths)])
     for tool, package in {
         "ip": "iproute2",
         "nft": "nftables",
@@ -260,13 +264,13 @@ class Host:
             self._guest_pids.add(process.pid)
         return process
 
-    def run(self, *argv: str | Path) -> str:
+    def run(self, *argv: str | Path, text: str | None = None) -> str:
         """Run a command in the network and the mounts of this host, outside of its control group. Returns its output.
 
         Raises:
             BedError: it failed.
         """
-        return run_in(self.holder.pid, *map(str, argv), mounts=True)
+        return run_in(self.holder.pid, *map(str, argv), text=text, mounts=True)
 
     def run_in_namespace(self, function: Callable[[], T]) -> T:
         """Call a function on a thread of its own whose sockets are this host's (also those of threads it starts)."""

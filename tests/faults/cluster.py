@@ -19,7 +19,7 @@ from redis_agent.lab.settings import Settings
 from redis_agent.lab.zookeeper import Ensemble, Server
 from redis_agent.replication import Address
 from redis_agent.znodes import Leader
-from tests.faults.bed import Bed, Host
+from tests.faults.bed import Bed, BedError, Host
 from tests.faults.history import Contents
 from tests.faults.machine import Clock, Disk, shim
 
@@ -31,6 +31,9 @@ CLUSTER = "faults"
 _RESTART_PAUSE_S = 0.1
 _LOOK_S = 0.02
 _BATCH = 2000
+_BROKEN_FILE = "Bad file format reading the append only file"
+_MANIFEST = "appendonlydir/appendonly.aof.manifest"
+_LAST_LINES = 40
 _REDIS_CONF = """
 bind * -::*
 protected-mode no
@@ -105,6 +108,19 @@ class BedMember(AgentProcess):
     def power_on(self) -> None:
         """Init starts the agent."""
         self.powered = True
+
+    def repair(self) -> bool:
+        """Do what Redis tells its operator to do, if it can't read its file any more. Says whether it did.
+
+        After a write that a full disk cut short, Redis 7.0 truncates the file and goes on behind the old end, which
+        leaves a hole (it opens the file of a rewrite without O_APPEND). With that it does not start again.
+        """
+        if not any(_BROKEN_FILE in told for told in self.log_text().splitlines()[-_LAST_LINES:]):
+            return False
+        with suppress(BedError):
+            self.machine.run("redis-check-aof", "--fix", self.data_dir / _MANIFEST, text="y\n")
+            return True
+        return False
 
     def part(self, name: str) -> psutil.Process | None:
         """The agent, the guard or Redis; None if there is none."""

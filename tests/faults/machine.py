@@ -97,6 +97,14 @@ class Disk:
         """There is room again."""
         (self.seen_from_outside / "ballast").unlink(missing_ok=True)
 
+    def wipe(self) -> None:
+        """Nothing is left on it. Nobody may work there."""
+        for entry in self.seen_from_outside.iterdir():
+            if entry.is_dir() and entry.name != "lost+found":
+                shutil.rmtree(entry)
+            elif entry.is_file():
+                entry.unlink()
+
     def stall(self) -> None:
         """Whoever writes or syncs waits until ``resume``, or until we are gone."""
         if self.why_no_stall:

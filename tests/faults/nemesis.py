@@ -132,6 +132,14 @@ def _power_cut(cluster: BedCluster, target: str, _chance: random.Random) -> Heal
     return cluster.nodes[target].power_on
 
 
+def _lose_disk(cluster: BedCluster, target: str, _chance: random.Random) -> Heal:
+    """A power cut, and the machine comes back with an empty disk. The agent's own state is elsewhere, and stays."""
+    member = cluster.nodes[target]
+    member.power_cut()
+    member.disk.wipe()
+    return member.power_on
+
+
 def _kill_zookeeper(cluster: BedCluster, target: str, _chance: random.Random) -> Heal:
     index = _server(cluster, target)
     cluster.servers.kill(index)
@@ -289,6 +297,7 @@ KINDS = (
     Kind("agent-upgrade", _upgrade, "victim"),
     Kind(WHOLE_HOST, _freeze_host, "victim", 8.0),
     Kind("host-kill", _power_cut, "victim", 8.0),
+    Kind("disk-loss", _lose_disk, "victim", 3.0),
     Kind("disk-full", _fill_disk, "victim", 8.0),
     Kind("disk-stall", _stall_disk, "victim", 6.0),
     Kind("clock-jump", _jump_clock, "member", 10.0),

@@ -117,6 +117,8 @@ def line(outcome: Outcome) -> str:
     ]
     if report.dual_ms or report.residue_ms:
         parts.append(f"dual-primary {report.dual_ms:.1f} ms, continued host {report.residue_ms:.1f} ms")
+    if outcome.repaired:
+        parts.append(f"operator repaired the file of {', '.join(outcome.repaired)}")
     if outcome.not_done:
         parts.append(f"not done: {'; '.join(each.splitlines()[0][:80] for each in outcome.not_done)}")
     return " | ".join(parts)
@@ -144,6 +146,7 @@ def numbers(run: Run) -> dict[str, object]:
         "longest_outage_s": total.outage_ns / 1e9,
         "availability": total.availability,
         "slowest_convergence_s": max((each.converged_s for each in run.outcomes), default=0.0),
+        "repaired_by_operator": sum(len(each.repaired) for each in run.outcomes),
         "faults": dict(run.done.most_common()),
         "faults_not_done": dict(run.not_done.most_common()),
         "remarks": run.remarks,
@@ -175,6 +178,7 @@ def summary(run: Run) -> str:
     late = sum(each.writes for each in report.late if not each.excused)
     slowest = max((each.converged_s for each in run.outcomes), default=0.0)
     residue = f"{report.residue_writes} acknowledged, {report.residue_confirmed} confirmed"
+    repaired = sum(len(each.repaired) for each in run.outcomes)
     rule = "(a pause of more than 100 ms without an acknowledged write is an outage)"
     lines = [
         f"\nseed {run.seed}: {len(run.outcomes)} rounds, {report.duration_ns / 60e9:.1f} minutes of writing",
@@ -191,6 +195,7 @@ def summary(run: Run) -> str:
         f"- every node read and equal after each round; slowest convergence {slowest:.1f} s",
         f"- {report.reads:,} values read, {report.vanished} of them gone later",
         f"- faults: {', '.join(f'{kind} {count}' for kind, count in run.done.most_common())}",
+        *([f"- append-only files that an operator had to repair (redis-check-aof): {repaired}"] if repaired else []),
         *([f"- not done: {dict(run.not_done)}"] if run.not_done else []),
         *(f"- {remark}" for remark in run.remarks),
         f"- violations: {len(report.violations)}",

@@ -33,6 +33,7 @@ AFTER_S = 1.0
 CONVERGE_LIMIT_S = 60.0
 _LOOK_S = 0.1
 _ANSWER_LIMIT_S = 30.0
+_OPERATOR_S = 3.0
 
 
 # --- clients ----------------------------------------------------------------------------------------------------------
@@ -175,6 +176,8 @@ class Outcome:
     ended: int = 0
     converged_s: float = 0.0
     """From the end of the last fault until all were in sync."""
+    repaired: list[str] = field(default_factory=list)
+    """Members whose operator had to repair Redis' file."""
     history: Path | None = None
     """All entries, compressed."""
     sights: list[Sight] = field(default_factory=list)
@@ -267,6 +270,9 @@ class Rounds:
 
     def _converge(self, outcome: Outcome) -> bool:
         healed = time.monotonic()
+        over = threading.Event()
+        operator = threading.Thread(target=self._operate, args=(over, outcome))
+        operator.start()
         try:
             self._cluster.wait_settled(CONVERGE_LIMIT_S, members=self._cluster.nodes)
         except LabError as error:
@@ -274,8 +280,17 @@ class Rounds:
             (self._directory / f"r{outcome.number:04}-not-converged.txt").write_text(str(error), encoding="utf-8")
             return False
         finally:
+            over.set()
+            operator.join()
             outcome.converged_s = time.monotonic() - healed
         return True
+
+    def _operate(self, over: threading.Event, outcome: Outcome) -> None:
+        """A person looks in now and then, and does what only a person may."""
+        while not over.wait(_OPERATOR_S):
+            for member in self._cluster.nodes.values():
+                if member.redis_pid is None and member.repair():
+                    outcome.repaired.append(member.name)
 
     def _read(self, outcome: Outcome) -> dict[str, Contents]:
         """Every node, when all have everything."""
