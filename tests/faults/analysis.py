@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,7 +28,8 @@ GAP_NS = 100_000_000
 WHOLE_HOST = "host-freeze"
 STOP_REDIS = "redis-stop"
 STOP_GUARD = "guard-stop"
-_EXAMPLES = 20
+_EXAMPLES = 5
+"""So many violations of each kind are told; the counts are in the tallies."""
 _FOREVER = 1 << 62
 
 
@@ -93,6 +94,8 @@ class Report:
     """By operation: set, incr, rpush."""
     violations: list[str] = field(default_factory=list)
     """What must never be, one sentence each."""
+    told: Counter[str] = field(default_factory=Counter)
+    """How many violations of each kind; not all of them are in ``violations``."""
     overlaps: list[Overlap] = field(default_factory=list)
     """Certain ones."""
     late: list[Overlap] = field(default_factory=list)
@@ -138,6 +141,7 @@ class Report:
         for name, tally in other.tallies.items():
             self.tallies.setdefault(name, Tally()).add(tally)
         self.violations += other.violations
+        self.told += other.told
         self.overlaps += other.overlaps
         self.late += other.late
         self.reads += other.reads
@@ -190,9 +194,9 @@ def _check_sets(report: Report, history: list[Entry], contents: Contents) -> Non
         if entry.ok and found != entry.value:
             report.tallies["set"].lose(entry)
             if entry.confirmed:
-                _tell(report, f"confirmed {entry.key} (acknowledged by {entry.node}) is lost: {found!r}")
+                _tell(report, "lost set", f"confirmed {entry.key} (acknowledged by {entry.node}) is lost: {found!r}")
         elif entry.outcome == REFUSED and found is not None:
-            _tell(report, f"{entry.key} was refused ({entry.error}) and executed all the same")
+            _tell(report, "refused", f"{entry.key} was refused ({entry.error}) and executed all the same")
 
 
 def _check_lists(report: Report, history: list[Entry], contents: Contents) -> None:
@@ -204,16 +208,22 @@ def _check_lists(report: Report, history: list[Entry], contents: Contents) -> No
         assert isinstance(found, list)
         present = set(found)
         if len(present) < len(found):
-            _tell(report, f"{key} has {len(found) - len(present)} elements twice")
+            _tell(report, "twice", f"{key} has {len(found) - len(present)} elements twice")
         if foreign := present - by_value.keys():
-            _tell(report, f"{key} has {len(foreign)} elements that nobody sent: {sorted(foreign)[:3]}")
+            _tell(report, "foreign", f"{key} has {len(foreign)} elements that nobody sent: {sorted(foreign)[:3]}")
         for value, entry in by_value.items():
             if entry.ok and value not in present:
                 report.tallies["rpush"].lose(entry)
                 if entry.confirmed:
-                    _tell(report, f"confirmed element {value} of {key} (acknowledged by {entry.node}) is lost")
+                    _tell(
+                        report,
+                        "lost element",
+                        f"confirmed element {value} of {key} (acknowledged by {entry.node}) is lost",
+                    )
             elif entry.outcome == REFUSED and value in present:
-                _tell(report, f"element {value} of {key} was refused ({entry.error}) and executed all the same")
+                _tell(
+                    report, "refused", f"element {value} of {key} was refused ({entry.error}) and executed all the same"
+                )
         _check_order(report, key, [by_value[value] for value in found if value in by_value])
 
 
@@ -223,7 +233,9 @@ def _check_order(report: Report, key: str, present: list[Entry]) -> None:
     for entry in present:
         if latest is not None and entry.ok and entry.t1 < latest.t0:
             _tell(
-                report, f"{key}: {entry.value} stands behind {latest.value}, which was sent after its acknowledgement"
+                report,
+                "order",
+                f"{key}: {entry.value} stands behind {latest.value}, which was sent after its acknowledgement",
             )
             return
         if latest is None or entry.t0 > latest.t0:
@@ -260,13 +272,17 @@ def _advance(report: Report, key: str, executed: list[Entry], value: int, result
     """The next number is ``result``, after ``value``. Returns how many of unknown outcome have not shown up yet."""
     ahead = result - (value + 1)
     if ahead > maybe:
-        _tell(report, f"{key} is doubled: {result} after {value} with {maybe} of unknown outcome")
+        _tell(report, "doubled", f"{key} is doubled: {result} after {value} with {maybe} of unknown outcome")
     # Whoever is at or past the next number is gone.
     while executed and _number(executed[-1]) >= result:
         entry = executed.pop()
         report.tallies["incr"].lose(entry)
         if entry.confirmed:
-            _tell(report, f"confirmed increment of {key} to {entry.result} (by {entry.node}) is lost: next is {result}")
+            _tell(
+                report,
+                "lost increment",
+                f"confirmed increment of {key} to {entry.result} (by {entry.node}) is lost: next is {result}",
+            )
     return maybe - min(max(ahead, 0), maybe)
 
 
@@ -282,8 +298,9 @@ def _check_reads(report: Report, history: list[Entry], contents: Contents) -> No
             report.vanished += contents.get(entry.key) != entry.result
 
 
-def _tell(report: Report, violation: str) -> None:
-    if len(report.violations) < _EXAMPLES:
+def _tell(report: Report, kind: str, violation: str) -> None:
+    report.told[kind] += 1
+    if report.told[kind] <= _EXAMPLES:
         report.violations.append(violation)
 
 
@@ -317,11 +334,12 @@ def _check_primaries(report: Report, history: Sequence[Entry], faults: Sequence[
         if not overlap.excused:
             _tell(
                 report,
+                "two primaries",
                 f"two primaries: {overlap.older} acknowledged {overlap.writes} writes that were sent up to "
                 f"{overlap.ms:.1f} ms after {overlap.newer} had acknowledged its first",
             )
     if report.residue_confirmed:
-        _tell(report, f"{report.residue_confirmed} writes of a continued host were confirmed")
+        _tell(report, "residue", f"{report.residue_confirmed} writes of a continued host were confirmed")
 
 
 def _compare(report: Report, older: _Leadership, newer: _Leadership, faults: Sequence[Fault]) -> None:

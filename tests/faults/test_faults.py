@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
 MINUTES = float(os.environ.get("FAULTS_MINUTES", "0.8"))
 LOAD = 0.5
 HELD_OPEN_S = 0.02
-BATCH = 100
+MANY = 50
 
 Bedded = tuple[BedCluster, list[Clients]]
 
@@ -149,8 +149,8 @@ def client(member: AgentProcess) -> redis.Redis:
 
 def some_keys(member: AgentProcess, pattern: str) -> list[Any]:
     with client(member) as connection:
-        found: Any = connection.scan(match=pattern, count=BATCH)
-        return list(found[1])
+        found: Any = connection.keys(pattern)
+        return sorted(found)[:MANY]
 
 
 def delete_some(cluster: BedCluster, _target: str, _chance: random.Random) -> Heal:
@@ -211,4 +211,4 @@ def test_nodes_that_differ_are_seen(bedded: Bedded, rounds: Rounds) -> None:
         return nothing
 
     found = violated(rounds, 32, Planned(Kind("stray-write", write_there, "cluster"), "", 0.2, 0.0))
-    assert any("differ in 1 keys: r0032:s:stray" in each for each in found), found
+    assert any("differ in" in each and "r0032:s:stray" in each for each in found), found
