@@ -24,6 +24,7 @@ from redis_agent.messages import (
 )
 from redis_agent.replication import Address, RedisInfo
 from tests.contract.redis_driver import LIMIT_S
+from tests.sim.clock import Clock
 from tests.sim.process import Process
 from tests.sim.redis import SimRedis, Watcher
 from tests.sim.redis_adapter import RedisAdapter
@@ -175,7 +176,7 @@ class SimRedisDriver:
 
     def server(self, *, saves: bool = False) -> SimServer:
         name = "abcdef"[len(self._sites)]
-        site = Site(name, Address(name, 6379), Disk("rdb" if saves else "none"))
+        site = Site(name, Address(name, 6379), Disk("rdb" if saves else "none"), Clock(self._world))
         self._sites[site.address] = site
         server = SimServer(self._world, self._net, self._sites, site, self._numbers)
         server.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from redis_agent.core.agent import Core
 from redis_agent.core.settings import CoreSettings
@@ -16,6 +16,8 @@ from redis_agent.messages import (
     Exit,
     Log,
     OpenSession,
+    Probe,
+    ProbeRemote,
     Read,
     Ready,
     RedisUp,
@@ -37,17 +39,18 @@ from tests.sim.world import Network, Timer, Violation
 from tests.sim.zk_client import ZkClient, failed
 from tests.sim.zookeeper import Ensemble
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-WALL_OFFSET_S = 1.7e9
-"""Wall clock minus CLOCK_BOOTTIME."""
-
 MAX_TICKS_PER_MS = 50
 """More than that, and the core asks for a deadline that it never gets past."""
 
 
 SIGKILLED = -9
+
+
+HARMLESS = (Log, Probe, ProbeRemote, Read, Ready)
+"""Commands that change nothing but what the agent knows: a fault at one of them is a fault at any other moment."""
+
+Trap = Callable[["Agent", Command, bool], None]
+"""Called at the boundaries of every other command: before it, and behind it (True, False)."""
 
 
 class Member:
@@ -71,6 +74,7 @@ class Member:
         self.lives = 0
         self.attached = 0
         self.on_exit: list[Callable[[Member, int], None]] = []
+        self.trap: Trap | None = None
 
     def start(self) -> None:
         """Init starts the agent, unless it runs."""
@@ -97,6 +101,7 @@ class Member:
         self.kill_agent()
         if self.site.guard is not None:
             self.site.guard.kill()
+        self.site.clock = self.site.clock.rebooted()
 
     def freeze(self) -> None:
         """All processes of the host are stopped, as a hypervisor or a dead disk does it."""
@@ -177,7 +182,7 @@ class Agent:
         self.member = member
         self.world = member.world
         self.name = member.name
-        self.process = Process(self.world, member.name, member.site.name)
+        self.process = Process(self.world, member.name, member.site.name, member.site.clock)
         self.core = Core(member.settings)
         self.redis = RedisAdapter(
             member.net, member.sites, member.site, member.watcher, self.process, self.post, self._guard_kills
@@ -186,12 +191,18 @@ class Agent:
         self._queue: deque[Event] = deque()
         self._handling = False
         self._timer: Timer | None = None
+        self._due = 0.0
         self._ticks: deque[float] = deque(maxlen=MAX_TICKS_PER_MS)
         self._sessions: dict[int, ZkClient] = {}
         self._saved_at = 0.0
         started = Started(
-            record=member.record, lock_held=True, old_redis_alive=member.old_redis_alive, wall_offset_s=WALL_OFFSET_S
+            record=member.record,
+            lock_held=True,
+            old_redis_alive=member.old_redis_alive,
+            wall_offset_s=self.process.clock.wall_offset_s,
         )
+        if self.world.tracing:
+            self.world.log(self.name, f"starts: {self.process.clock.describe()}")
         self.post(started)
 
     # -- the queue --------------------------------------------------------------------------------------------------
@@ -205,6 +216,9 @@ class Agent:
 
     def _drain(self) -> None:
         while self._queue and self.process.alive:
+            if self.process.stopped:  # by a fault that was aimed at one of its commands
+                self.process.run(self._drain)
+                return
             self._step(self._queue.popleft())
         self._handling = False
         self._arm()
@@ -215,12 +229,13 @@ class Agent:
             return
         deadline = self.core.next_deadline()
         if self._timer is not None:
-            if self._timer.fn is not None and self._timer.when == deadline:
+            if self._timer.fn is not None and self._due == deadline:
                 return
             self._timer.cancel()
         if deadline is not None:
-            late_s = 0.0003 * self.world.rng.random()
-            self._timer = self.world.at(max(deadline, self.world.now) + late_s, self.process.run, self._tick)
+            late_s = 1e-6 + 0.0003 * self.world.rng.random()
+            when = max(self.process.clock.true(deadline), self.world.now) + late_s
+            self._timer, self._due = self.world.at(when, self.process.run, self._tick), deadline
 
     def _tick(self) -> None:
         self._timer = None
@@ -238,17 +253,28 @@ class Agent:
         if isinstance(event, RedisUp) and event.attached:
             self.member.attached += 1
         try:
-            commands = self.core.step(event, world.now)
+            commands = self.core.step(event, self.process.now)
         except Exception as exc:
             raise Violation("core raised", f"{self.name} on {event}: {type(exc).__name__}: {exc}") from exc
         if world.tracing:
             transcript.step(world, self, event, commands)
         for command in commands:
-            if not self.process.alive:
-                return
-            self._execute(command)
+            self.process.run(self._carry_out, command)
 
     # -- commands ---------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, command: Command) -> None:
+        """Execute it. A trap may strike right before it, or when it is out of our hands."""
+        trap = self.member.trap
+        if trap is None or isinstance(command, HARMLESS):
+            self._execute(command)
+            return
+        trap(self, command, True)
+        if self.process.stopped:
+            self.process.run(self._execute, command)  # decided before, and executed when it is continued
+        elif self.process.alive:
+            self._execute(command)
+            trap(self, command, False)
 
     def _execute(self, command: Command) -> None:
         match command:

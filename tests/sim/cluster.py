@@ -10,9 +10,10 @@ from redis_agent.messages import Create, Delete
 from redis_agent.replication import Address
 from redis_agent.znodes import Leader, LeaderPhase, Order, OrderState, Paths, decode_leader, decode_order, encode
 from tests.sim import transcript
-from tests.sim.agent import WALL_OFFSET_S, Member
+from tests.sim.agent import Member
 from tests.sim.checker import Checker
 from tests.sim.clients import Client, Reader, Writer
+from tests.sim.clock import ASSUMED_RATE, ORDINARY_RATE, WALL_OFFSET_S, Clock
 from tests.sim.redis_data import Disk, Site, Sites
 from tests.sim.world import Link, Network, Violation, World, both
 from tests.sim.zookeeper import Ensemble
@@ -23,12 +24,15 @@ NAMES = "abcdefghi"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What a cluster looks like. ``disks``: the persistence of every member, or of each one."""
+    """What a cluster looks like. ``disks``: the persistence of every member, or of each one. ``clock_rate``: how far
+    from 1 the rates of its clocks are, at most; by itself ordinary ones, and now and then as far as is assumed.
+    """
 
     members: int = 3
     disks: tuple[str, ...] = ("none",)
     writers: int = 2
     pace_s: float = 0.12
+    clock_rate: float | None = None
     settings: tuple[tuple[str, object], ...] = ()
 
 
@@ -53,6 +57,9 @@ class Cluster:
         self.ensemble = Ensemble(self.world, self.net, tick_s=self.base.tick_s)
         self.checker = Checker(self.world, self.paths, shape.members)
         self.ensemble.on_commit.append(self.checker.committed)
+        self.clock_rate = shape.clock_rate
+        if self.clock_rate is None:
+            self.clock_rate = ASSUMED_RATE if self.world.chance(0.3) else ORDINARY_RATE
         self.sites: Sites = {}
         self.members: dict[str, Member] = {}
         for number in range(shape.members):
@@ -66,7 +73,9 @@ class Cluster:
         self._last_order = 0
 
     def _add(self, name: str, disk: str) -> None:
-        site = Site(name, Address(name, PORT), Disk(disk))
+        clock = Clock(self.world)
+        clock.draw(self.world.rng, self.clock_rate or 0.0)
+        site = Site(name, Address(name, PORT), Disk(disk), clock)
         self.sites[site.address] = site
         settings = replace(self.base, name=name, host=name, redis=site.address)
         self.members[name] = Member(self.net, self.ensemble, self.sites, site, self.checker, settings)

@@ -113,7 +113,7 @@ class Faults(ZooKeeperFaults):
             return
         for_s = self._time((0.01, 0.5), (0.5, 12.0)) if for_s is None else for_s
         if not self.long_pauses and self._may_serve(member):
-            for_s = min(for_s, agent.core.snapshot().lease_until - self.world.now - FENCE_TIME_S)
+            for_s = min(for_s, agent.core.snapshot().lease_until - agent.process.now - FENCE_TIME_S)
             if for_s <= 0.0:
                 return
         self._log(f"stops the agent of {member.name} for {for_s:.3f} s")

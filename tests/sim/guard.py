@@ -37,7 +37,7 @@ class Guard:
         self.net = net
         self.world = net.world
         self.redis = redis
-        self.process = Process(self.world, f"guard-{redis.site.name}", redis.host)
+        self.process = Process(self.world, f"guard-{redis.site.name}", redis.host, redis.site.clock)
         self.link: Link | None = None
         self.until: float | None = None
         self._generation = 0
@@ -87,7 +87,7 @@ class Guard:
         while self._inbox and not self._firing:
             fn, args = self._inbox.popleft()
             fn(*args)
-        if self.until is not None and not self._firing and self.world.now >= self.until:
+        if self.until is not None and not self._firing and self.process.now >= self.until:
             self._fire("the deadline has passed", late=True)
 
     def _hello(self, link: Link, answer: Callable[[], None]) -> None:
@@ -118,7 +118,9 @@ class Guard:
 
     def _set_alarm(self, when: float) -> None:
         self._alarm_at = when
-        self.world.at(when + self.world.uniform(0.0, 0.001), self.process.run, self._alarm, when)
+        self.world.at(
+            self.process.clock.true(when) + self.world.uniform(1e-6, 0.001), self.process.run, self._alarm, when
+        )
 
     def _alarm(self, when: float) -> None:
         if when != self._alarm_at:

@@ -6,22 +6,32 @@ from collections.abc import Callable
 from heapq import heappush
 from typing import Any
 
+from tests.sim.clock import Clock
 from tests.sim.world import World
 
 
 class Process:
-    """One life of a process. What happens inside it waits while it is stopped and never happens once it is dead."""
+    """One life of a process. What happens inside it waits while it is stopped and never happens once it is dead.
 
-    __slots__ = ("_waiting", "alive", "host", "name", "running_since", "stopped", "world")
+    It reads ``clock``, its host's, and waits by it; without one it goes by true time.
+    """
 
-    def __init__(self, world: World, name: str, host: str) -> None:
+    __slots__ = ("_waiting", "alive", "clock", "host", "name", "running_since", "stopped", "world")
+
+    def __init__(self, world: World, name: str, host: str, clock: Clock | None = None) -> None:
         self.world = world
+        self.clock = clock or Clock(world)
         self.name = name
         self.host = host
         self.alive = True
         self.stopped = False
         self.running_since = world.now
         self._waiting: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+
+    @property
+    def now(self) -> float:
+        """CLOCK_BOOTTIME of its host."""
+        return self.clock.now
 
     def run(self, fn: Callable[..., Any], *args: Any) -> None:
         """Do ``fn(*args)`` as part of this process."""
@@ -34,7 +44,7 @@ class Process:
         """Do ``fn(*args)`` as part of this process, later."""
         world = self.world
         world.scheduled += 1
-        heappush(world.heap, [world.now + delay_s, world.scheduled, self.run, (fn, *args)])
+        heappush(world.heap, [world.now + delay_s / self.clock.rate, world.scheduled, self.run, (fn, *args)])
 
     def stop(self) -> None:
         self.stopped = self.alive

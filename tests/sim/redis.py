@@ -81,9 +81,9 @@ class SimRedis(Replication):
         self.host = site.name
         self.watcher = watcher
         self.pid = pid
-        self.started_at = self.world.now
         self.run_id = self.new_replid()
-        self.process = Process(self.world, f"redis-{site.name}", site.name)
+        self.process = Process(self.world, f"redis-{site.name}", site.name, site.clock)
+        self.started_at = self.process.now
         self.status = 0
         self.on_exit: list[Callable[[SimRedis], None]] = []
         self.role_generation = 0  # role commands of an older connection are no longer executed
@@ -212,12 +212,12 @@ class SimRedis(Replication):
 
     @property
     def paused(self) -> bool:
-        return self.world.now < self.paused_until
+        return self.process.clock.wall < self.paused_until
 
     @property
     def silent(self) -> bool:
         """CLIENT PAUSE for all commands: it lives and answers nobody."""
-        return self.world.now < self.silent_until
+        return self.process.clock.wall < self.silent_until
 
     @property
     def fenced(self) -> bool:
@@ -305,13 +305,13 @@ class SimRedis(Replication):
             self.make_stream()
 
     def pause_writes(self, for_s: float) -> None:
-        self.paused_until = max(self.paused_until, self.world.now + for_s)
+        self.paused_until = max(self.paused_until, self.process.clock.wall + for_s)
         self.watcher.changed(self)
         self.process.after(for_s, self._pause_over)
 
     def pause_all(self, for_s: float) -> None:
         """An operator's CLIENT PAUSE for all commands; UNPAUSE waits for its end, like any other."""
-        self.silent_until = max(self.silent_until, self.world.now + for_s)
+        self.silent_until = max(self.silent_until, self.process.clock.wall + for_s)
         self.pause_writes(for_s)
 
     def unpause(self) -> None:
@@ -319,13 +319,21 @@ class SimRedis(Replication):
         self._pause_over()
 
     def _pause_over(self) -> None:
-        if not self.paused:
+        if self.paused:  # the wall clock was turned back meanwhile
+            self.process.after(self.paused_until - self.process.clock.wall + 1e-6, self._pause_over)
+        else:
             self.watcher.changed(self)
         while self._unread and not self.silent:
             fn, args = self._unread.popleft()
             fn(*args)
         while self._postponed and not self.paused:
             self._execute(*self._postponed.popleft())
+
+    def clock_set(self) -> None:
+        """The wall clock has jumped: the pause, and how long replicas have been silent, go by it."""
+        self.refresh_good()
+        self.watcher.changed(self)
+        self._pause_over()
 
     def obey(self, fn: Callable[..., Any], *args: Any) -> None:
         """Execute a command of anybody's, the agent's too: while all are paused it waits."""

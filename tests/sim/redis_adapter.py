@@ -123,7 +123,7 @@ class RedisAdapter(RedisLife):
         if redis is None or not redis.process.alive or not self.is_up:
             self.process.after(self.local_s(), refused)
             return
-        sent_at = self.world.now
+        sent_at = self.process.now
 
         def at_redis() -> None:
             drift = (("min-replicas-to-write", str(redis.min_replicas)),)
@@ -187,7 +187,7 @@ class RedisAdapter(RedisLife):
 
         def ask(name: str, address: Address) -> None:
             if not over:
-                left_s = max(command.not_after - self.world.now, 0.0)
+                left_s = max(command.not_after - self.process.now, 0.0)
                 self._ask(address, left_s, lambda info: look(name, address, info))
 
         def look(name: str, address: Address, info: RedisInfo | None) -> None:
@@ -206,7 +206,7 @@ class RedisAdapter(RedisLife):
 
         for name, address in command.successors:
             ask(name, address)
-        self.process.after(max(command.not_after - self.world.now, 0.0), give_up)
+        self.process.after(max(command.not_after - self.process.now, 0.0), give_up)
 
     # -- role commands ----------------------------------------------------------------------------------------------
 
@@ -215,7 +215,7 @@ class RedisAdapter(RedisLife):
         if redis is None or not redis.process.alive or not self.is_up:
             self._refuse_role(command, "redis-server is not up")
             return
-        self._roles.append((command, self.world.now + command.limit_s))
+        self._roles.append((command, self.process.now + command.limit_s))
         self._next_role()
 
     def _next_role(self) -> None:
@@ -224,12 +224,14 @@ class RedisAdapter(RedisLife):
             command, deadline = self._roles.popleft()
             redis = self.redis
             assert redis is not None
-            if self.world.now >= deadline:
+            if self.process.now >= deadline:
                 self._refuse_role(command, "not sent: its time was up while others were waited for")
                 continue
             self._role = command
             self._role_sent = False
-            self._role_timer = self.world.at(deadline, self.process.run, self._role_timeout, command)
+            self._role_timer = self.world.at(
+                self.process.clock.true(deadline), self.process.run, self._role_timeout, command
+            )
             if self._unsettled:
                 redis.process.after(self.local_s(), redis.obey, self._settle, redis, command)
             else:
@@ -246,7 +248,7 @@ class RedisAdapter(RedisLife):
             self._send_role(redis, command)
 
     def _send_role(self, redis: SimRedis, command: RoleCommand) -> None:
-        if isinstance(command, LiftFence | Promote) and self.world.now >= command.not_after:
+        if isinstance(command, LiftFence | Promote) and self.process.now >= command.not_after:
             self._role = None
             self._refuse_role(command, "not sent: too late", late=True)
             self._next_role()

@@ -8,6 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from redis_agent.replication import Address
+from tests.sim.clock import Clock
 from tests.sim.world import Network, Pipe
 
 if TYPE_CHECKING:
@@ -163,11 +164,12 @@ class RedisConn:
 
 @dataclass(slots=True)
 class Site:
-    """Where a Redis lives: its host, address and disk, and the process that runs there now, with its guard."""
+    """Where a Redis lives: its host, address, disk and clock, and the process that runs there now, with its guard."""
 
     name: str
     address: Address
     disk: Disk
+    clock: Clock
     redis: SimRedis | None = None
     guard: Guard | None = None
 

@@ -94,7 +94,7 @@ class Replication:
             return
         assert start == self.offset, "the simulated stream has a gap"
         assert self.stream is not None
-        link.heard_at = self.world.now
+        link.heard_at = self.process.clock.wall
         for end, entry in zip(ends, ids, strict=True):
             if entry > 0:
                 self.data.append(entry)
@@ -120,7 +120,7 @@ class Replication:
     def _on_ack(self, link: ReplLink, offset: int) -> None:
         if link.primary_open:
             link.acked = max(link.acked, offset)
-            link.ack_time = self.world.now
+            link.ack_time = self.process.clock.wall
             self.refresh_good()
             self.acknowledged()
 
@@ -133,14 +133,14 @@ class Replication:
 
     def refresh_good(self) -> None:
         """Count the replicas that min-replicas-to-write counts."""
-        now = self.world.now
+        now = self.process.clock.wall
         good = sum(1 for link in self.links if link.online and now - link.ack_time <= MAX_LAG_S)
         if good != self.good:
             self.good = good
             self.watcher.changed(self.whole)
 
     def replication_cron(self, second: int) -> None:
-        now = self.world.now
+        now = self.process.clock.wall
         if not self.is_primary:
             self.send_ack()
             link = self.uplink
@@ -203,7 +203,7 @@ class Replication:
             self.replid = replid
             self.drop_replicas()
         self.link_up = True
-        link.heard_at = self.world.now
+        link.heard_at = self.process.clock.wall
         if self.stream is None:
             self.make_stream()
         self.watcher.advanced(self.whole)
@@ -240,7 +240,7 @@ class Replication:
         self.cached = True
         self.syncing = False
         self.link_up = True
-        link.heard_at = self.world.now
+        link.heard_at = self.process.clock.wall
         link.up.send(link.primary.process.run, link.primary._on_loaded, link, snapshot.offset)
         self.send_ack()
         self.watcher.advanced(self.whole)
@@ -256,7 +256,7 @@ class Replication:
             link.down.send(replica.process.run, replica._lose_uplink, link)
             return
         link.primary_open = True
-        link.ack_time = self.world.now
+        link.ack_time = self.process.clock.wall
         self.links[link] = None
         known = replid == self.replid or (replid == self.replid2 and offset <= self.second)
         if known and self.stream is not None and self.stream.start <= offset <= self.offset:
@@ -277,7 +277,7 @@ class Replication:
     def _send_rdb(self, link: ReplLink, snapshot: Snapshot) -> None:
         if link.primary_open:
             link.online = True
-            link.ack_time = self.world.now
+            link.ack_time = self.process.clock.wall
             link.down.send(link.replica.process.run, link.replica._on_rdb, link, snapshot)
             self.refresh_good()
 

@@ -24,6 +24,7 @@ from redis_agent.messages import (
     StartRedis,
 )
 from redis_agent.replication import Address
+from tests.sim.clock import Clock
 from tests.sim.guard import Guard
 from tests.sim.process import Process
 from tests.sim.redis import SimRedis, Watcher
@@ -38,7 +39,7 @@ class Host:
     def __init__(self, seed: int = 1) -> None:
         self.world = World(seed)
         self.net = Network(self.world)
-        self.site = Site("a", Address("a", 6379), Disk())
+        self.site = Site("a", Address("a", 6379), Disk(), Clock(self.world))
         self.begin()
 
     def begin(self) -> RedisUp:

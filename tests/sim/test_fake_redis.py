@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from redis_agent.replication import NOWHERE, Address
+from tests.sim.clock import Clock
 from tests.sim.redis import Refused, SimRedis, Watcher
 from tests.sim.redis_data import FENCE, PING_BYTES, WRITE_BYTES, Disk, RedisConn, Site, Sites
 from tests.sim.world import Network, World
@@ -22,7 +23,7 @@ class Servers:
         self.sites: Sites = {}
         for name, disk in zip("abcde", disks, strict=False):
             address = Address(name, 6379)
-            self.sites[address] = Site(name, address, Disk(disk))
+            self.sites[address] = Site(name, address, Disk(disk), Clock(self.world))
         self.replies: list[tuple[Any, ...]] = []
         self.closed = 0
 

@@ -86,7 +86,7 @@ class ZkClient(Listener):
         if self.over:
             return
         self._attempt += 1
-        self._attempted_at = self.world.now
+        self._attempted_at = self.process.now
         server = self.world.rng.choice(self.servers)
         if not self.net.open(self.process.host, server.name):
             self.process.after(CONNECT_LIMIT_S, self._retry, self._attempt)
@@ -123,7 +123,7 @@ class ZkClient(Listener):
         self._backoff_s = 0.02
         self.session_id = session_id
         self.timeout_s = timeout_s
-        self._last_sent = self.world.now
+        self._last_sent = self.process.now
         self._ping_unanswered = False
         self.process.after(timeout_s / 3, self._ping, conn)
         self.post(
@@ -174,14 +174,14 @@ class ZkClient(Listener):
         """A third of the timeout after whatever was sent last: a ping, or the end if the last one was not answered."""
         if not self._listens(conn):
             return
-        left_s = self._last_sent + self.timeout_s / 3 - self.world.now
+        left_s = self._last_sent + self.timeout_s / 3 - self.process.now
         if left_s > 1e-9:
             self.process.after(left_s, self._ping, conn)
         elif self._ping_unanswered:
             self._disconnected("no answer to a ping")
         else:
             self._ping_unanswered = True
-            self._last_sent = self.world.now
+            self._last_sent = self.process.now
             conn.up.send(conn.server.on_ping, conn)
             self.process.after(self.timeout_s / 3, self._ping, conn)
 
@@ -202,15 +202,15 @@ class ZkClient(Listener):
     # -- commands ---------------------------------------------------------------------------------------------------
 
     def execute(self, command: Call) -> None:
-        if isinstance(command, Commit) and command.not_after is not None and self.world.now > command.not_after:
+        if isinstance(command, Commit) and command.not_after is not None and self.process.now > command.not_after:
             late = CommitRefused(self.number, command.request, index=-1, error=ZkError.OTHER, detail="late")
             self.post(late)
         elif not self.connected or self.conn is None or self.over:
             self.post(failed(command, "not connected"))
         else:
             self._call += 1
-            self._last_sent = self.world.now
-            self._in_flight[self._call] = (command, self.world.now)
+            self._last_sent = self.process.now
+            self._in_flight[self._call] = (command, self.process.now)
             self.process.after(self.timeout_s * REQUEST_LIMIT_SHARE, self._too_slow, self.conn, self._call)
             if isinstance(command, Read):
                 self._reading[self._call] = Reading(self, self.conn, self._call, command)
@@ -243,7 +243,7 @@ class ZkClient(Listener):
             self.post(event)
 
     def _transaction(self, call: int, command: Commit) -> Request:
-        sent_at = self.world.now
+        sent_at = self.process.now
 
         def request(server: Server, conn: Connection, done: Callable[[], None]) -> None:
             server.submit(conn, command.ops, command.label, lambda outcome: answer(server, conn, outcome, done))
@@ -262,7 +262,7 @@ class ZkClient(Listener):
 
     def _ensuring(self, call: int, command: Ensure) -> Request:
         """Looks first, and creates what is missing, one by one: each create is a transaction of its own."""
-        sent_at = self.world.now
+        sent_at = self.process.now
         todo = list(command.nodes)
 
         def request(server: Server, conn: Connection, done: Callable[[], None]) -> None:

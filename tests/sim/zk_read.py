@@ -24,7 +24,7 @@ class Reading:
         self.client = client
         self.call = call
         self.command = command
-        self.sent_at = client.world.now
+        self.sent_at = client.process.now
         self.paths: dict[str, Znode | None] = {}
         self.lists: dict[str, frozenset[str]] = {}
         self.names: dict[str, list[str]] = {}
