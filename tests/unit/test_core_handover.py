@@ -418,6 +418,22 @@ def test_the_lease_ends_during_a_handover(when: str) -> None:
     assert not driver.find(LiftFence)
 
 
+def test_an_order_whose_handover_ended_with_the_lease_has_failed() -> None:
+    """The same session is proved again, and the same epoch serves on: the order is not left as accepted for ever."""
+    driver = leading_ordered()
+    driver.settle_but(CatchUp, Probe)
+    assert driver.state == machine.PAUSING
+    driver.session_down()
+    driver.wait(driver.core.lease.until - driver.now)
+    driver.session_back()
+    driver.settle()
+    driver.wait(0.5)
+    driver.settle()
+    assert driver.state == machine.SERVING
+    assert answered(driver).state == OrderState.FAILED
+    assert "broken off when the lease ended" in answered(driver).detail
+
+
 def test_the_successor_fails_before_it_serves() -> None:
     """``leader`` is gone again: an ordinary round, and we are in it. Case E3."""
     driver = offered(leading_ordered())

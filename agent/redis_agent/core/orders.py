@@ -70,7 +70,7 @@ class Orders(Handover):
                     self.look(Part.PRESENCES)
                 return True
             self._answer(name, order, refusal)
-        elif order.state == OrderState.ACCEPTED and not self._under_way(name, order):
+        elif order.state == OrderState.ACCEPTED:
             self._settle(name, order)
         elif order.state in OrderState.FINAL and self.wall_now - order.at > KEEP_S:
             self._write(name, Delete(self.paths.order(name), self.view.order_versions[name]))
@@ -78,11 +78,8 @@ class Orders(Handover):
             return False
         return True
 
-    def _under_way(self, name: str, order: Order) -> bool:
-        return order.epoch == self.epoch and self.plan is not None and self.plan.order == name
-
     def _settle(self, name: str, order: Order) -> None:
-        """It was accepted, and now there is a leader again."""
+        """It was accepted, and a leader serves: what was begun is over."""
         entry = self.view.ledger.entry(self.epoch)
         handed = entry is not None and entry.handover and self.epoch == order.epoch + 1
         me = self.settings.name
@@ -90,7 +87,9 @@ class Orders(Handover):
             self._put(name, replace(order, state=OrderState.DONE, detail=f"{me} leads since epoch {self.epoch}"))
             return
         lost = f"the leader was lost meanwhile: {me} leads since epoch {self.epoch}"
-        problem = "it was not begun: try again" if order.epoch == self.epoch else lost
+        begun = self.plan is not None and self.plan.order == name
+        again = "it was broken off when the lease ended: try again" if begun else "it was not begun: try again"
+        problem = again if order.epoch == self.epoch else lost
         self._put(name, replace(order, state=OrderState.FAILED, detail=self._failures.pop(name, problem)))
 
     def _answer(self, name: str, order: Order, refusal: str) -> None:
