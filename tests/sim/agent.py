@@ -313,7 +313,10 @@ class Agent:
 
     def _save(self, command: SaveState) -> None:
         """On disk after some milliseconds; a crash before that may leave either record."""
-        self._saved_at = max(self._saved_at, self.world.now + self.world.uniform(0.0005, 0.006))
+        slow_s = self.member.site.disk.slow_s
+        if slow_s:
+            slow_s = self.world.uniform(0.0, slow_s)
+        self._saved_at = max(self._saved_at, self.world.now + self.world.uniform(0.0005, 0.006) + slow_s)
         self.world.at(self._saved_at, self._durable, command)
 
     def _durable(self, command: SaveState) -> None:

@@ -235,6 +235,9 @@ class Checker(Watcher):
         self.full_resyncs += 1
         return self.transfer_share * (0.03 + 0.0002 * writes) * self.world.uniform(0.5, 2.0)
 
+    def save_s(self, writes: int) -> float:
+        return self.transfer_share * (0.02 + 0.0002 * writes) * self.world.uniform(0.5, 2.0)
+
     def load_s(self, writes: int) -> float:
         return self.transfer_share * (0.01 + 0.0002 * writes) * self.world.uniform(0.5, 2.0)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from redis_agent.znodes import LeaderPhase, decode_leader
 from tests.sim.aimed import Aimed
+from tests.sim.faults_aimed import AimedFaults
 
 if TYPE_CHECKING:
     from tests.sim.agent import Member
@@ -24,7 +25,7 @@ UNPLACED = re.compile(r"the data set of ([a-z, ]+) is of unknown lineage")
 OWN_UNPLACED = "this member's data set is of unknown lineage"
 
 
-class Nemesis(Aimed):
+class Nemesis(Aimed, AimedFaults):
     """Draws faults. ``only``: of these kinds alone."""
 
     def __init__(self, cluster: Cluster, *, long_pauses: bool = True, only: tuple[str, ...] = ()) -> None:
@@ -69,6 +70,12 @@ class Nemesis(Aimed):
             "load fails": self.load_fails,
             "hand": self.meddle,
             **self.aimed(),
+            "one way": self.cut_one_way,
+            "held messages": self.hold_messages,
+            "wall clock": self.jump_clock,
+            "slow disk": self.slow_disk,
+            "several": self.several,
+            "at a command": self.strike_at_command,
         }
         chosen = {name: fn for name, fn in kinds.items() if rng.random() < 0.4}
         if only:
@@ -99,6 +106,8 @@ class Nemesis(Aimed):
         self.net.heal_all()
         self.cluster.ensemble.start()
         for member in self.cluster.members.values():
+            member.trap = None
+            self.mend_disk(member)
             member.cont()
             redis = member.site.redis
             if redis is not None:
@@ -172,19 +181,4 @@ class Nemesis(Aimed):
         names = [leader.name, leader.successor] if leader is not None else []
         involved = [self.cluster.members[name] for name in names if name]
         member = self.world.rng.choice([*involved, *involved, *self.cluster.members.values()])
-        short_s = self._time((0.005, 0.5), (0.5, 12.0))
-        strikes: tuple[Callable[[], None], ...] = (
-            lambda: self.crash_agent(member),
-            lambda: self.pause_agent(member, short_s),
-            lambda: self.crash_redis(member),
-            lambda: self.hang_redis(member, short_s),
-            lambda: self.kill_guard(member),
-            lambda: self.stop_guard(member, short_s),
-            lambda: self.cut_replies(member, short_s),
-            lambda: self.cut_zookeeper(member, short_s),
-            lambda: self.isolate_host(member, short_s),
-            lambda: self.crash_host(member),
-            lambda: self.stop_agent(member),
-            self.delete_leader,
-        )
-        self.world.rng.choice(strikes)()
+        self.strike(member)

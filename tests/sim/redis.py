@@ -54,6 +54,10 @@ class Watcher:
         """How long sending a file of so many writes takes."""
         return 0.05 + 0.0001 * writes
 
+    def save_s(self, writes: int) -> float:
+        """How long a file of so many writes takes to save."""
+        return 0.02 + 0.0001 * writes
+
     def load_s(self, writes: int) -> float:
         return 0.02 + 0.0001 * writes
 
@@ -96,6 +100,8 @@ class SimRedis(Replication):
         self._postponed: deque[tuple[RedisConn, int]] = deque()
         self._unread: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._saving = False
+        self._child = 0
+        self.save_s: float | None = None  # how long a BGSAVE takes, if a test says so
         self._waiting: list[_Waiting] = []
         self._second = 0
         self.primary_address = NOWHERE
@@ -105,7 +111,7 @@ class SimRedis(Replication):
         self.process.after(self.world.uniform(0.0, 1.0), self._cron)
         if loads:
             self.loading = True
-            self.process.after(watcher.load_s(len(loads)), self._booted, loads)
+            self.process.after(watcher.load_s(len(loads)) + site.disk.slow_s, self._booted, loads)
         else:
             self._booted([])
 
@@ -136,13 +142,34 @@ class SimRedis(Replication):
         if not self.loading:
             self.replication_cron(self._second)
             if self.site.disk.mode == "rdb" and self.world.chance(0.05):
-                self.save()
+                self.bgsave()
         self.process.after(1.0, self._cron)
 
     def save(self) -> None:
-        """BGSAVE, as if it took no time."""
+        """SAVE."""
+        self.kill_child()
         if not self.sick:
             self.site.disk.dump = self._snapshot()
+
+    def bgsave(self) -> None:
+        """A child saves the data of this moment. Killed, by itself or with the server, it leaves the old file."""
+        if self.sick or self._saving:
+            return
+        self._saving = True
+        snapshot, self._child = self._snapshot(), self._child + 1
+        takes_s = self.save_s if self.save_s is not None else self.watcher.save_s(len(snapshot.data))
+        self.process.after(takes_s + self.site.disk.slow_s, self._bgsaved, self._child, snapshot)
+
+    def _bgsaved(self, child: int, snapshot: Snapshot) -> None:
+        if child == self._child:
+            self._saving = False
+            if not self.sick:
+                self.site.disk.dump = snapshot
+
+    def kill_child(self) -> None:
+        """Before a full resync replaces the data, who saves the old ones is killed."""
+        self._saving = False
+        self._child += 1
 
     def _snapshot(self) -> Snapshot:
         """A replica that has lost its position saves no replid."""
@@ -161,18 +188,19 @@ class SimRedis(Replication):
         error = "saving is off" if keep < 1 else "LOADING" if self.loading else self.sick
         self._saving = not error
         snapshot = self._snapshot()
-        takes_s = 0.001 if error else self.watcher.transfer_s(len(snapshot.data))
-        self.process.after(takes_s, self._tail_saved, snapshot, name, keep, done, error)
+        takes_s = 0.001 if error else self.watcher.save_s(len(snapshot.data)) + self.site.disk.slow_s
+        self._child += not error
+        self.process.after(takes_s, self._tail_saved, self._child, snapshot, name, keep, done, error)
 
     def _tail_saved(
-        self, snapshot: Snapshot, name: str, keep: int, done: Callable[[str, str], None], error: str
+        self, child: int, snapshot: Snapshot, name: str, keep: int, done: Callable[[str, str], None], error: str
     ) -> None:
         if error:
             done("", error)
             return
-        self._saving = False
         disk = self.site.disk
-        if (snapshot.replid and snapshot.replid != self.replid) or self.loading or self.syncing:
+        self._saving = self._saving and child != self._child
+        if child != self._child or (snapshot.replid and snapshot.replid != self.replid) or self.loading or self.syncing:
             done("", "its data set was replaced meanwhile")
             return
         disk.dump = disk.diverged[name] = snapshot

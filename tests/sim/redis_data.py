@@ -50,6 +50,8 @@ class Disk:
     aof: list[int] = field(default_factory=list)
     diverged: dict[str, Snapshot] = field(default_factory=dict)
     """What SaveTail put aside, by name."""
+    slow_s: float = 0.0
+    """How much longer than usual it takes, at most."""
 
     def describe(self) -> str:
         dump = f"dump of {len(self.dump.data)} at {self.dump.replid[:6]}@{self.dump.offset}" if self.dump else "no dump"

@@ -218,11 +218,14 @@ class Replication:
         if link is not self.uplink:
             return
         self.drop_replicas()
+        self.whole.kill_child()
         self.site.disk.dump = snapshot
         self.dropped, self.data = self.data, []
         self.loading = True
         self.watcher.changed(self.whole)
-        self.process.after(self.watcher.load_s(len(snapshot.data)), self._loaded, link, snapshot)
+        self.process.after(
+            self.watcher.load_s(len(snapshot.data)) + self.site.disk.slow_s, self._loaded, link, snapshot
+        )
 
     def _loaded(self, link: ReplLink, snapshot: Snapshot) -> None:
         self.loading = False
