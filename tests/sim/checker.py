@@ -14,6 +14,11 @@
 9. handover       An epoch that came by handover has, when it serves, every write that the one before it executed.
 10. refused       A write that was refused was not executed; none is executed twice.
 11. orders        An order that is done is: the latest epoch is of the member that was asked for.
+12. history       Whoever accepts writes has every write once, and each client's confirmed writes in its order.
+13. counters      An INCR counts at least all confirmed ones before it, and never more than were executed.
+
+Counted, not forbidden (`Checker.losses`): values that a client was told of without confirmation, or that a reader saw
+anywhere, and that have vanished; and confirmed ones that a majority lost its memory of.
 """
 
 from __future__ import annotations
@@ -73,6 +78,12 @@ class Checker(Watcher):
         self.minority = (voters - 1) // 2
         self.writes: dict[int, Write] = {}
         self.confirmed: dict[int, None] = {}
+        self.authors: dict[int, str] = {}
+        """Of every write that was ever begun, executed or not."""
+        self.counters: dict[str, set[int]] = {}
+        """By client that counts: those of its writes that were executed."""
+        self.seen: dict[int, str] = {}
+        """Writes that a reader saw on some server, and who was the first."""
         self.writable: dict[str, SimRedis] = {}
         self.serving: Serving | None = None
         self.served: dict[int, str] = {}
@@ -163,9 +174,24 @@ class Checker(Watcher):
             raise Violation("refused", f"write {write_id} is executed twice, now by {redis.site.name}")
         self.writes[write_id] = Write(redis.site.name, redis.replid, self.world.now)
         self._executed.setdefault(redis.replid, []).append(write_id)
+        counted = self.counters.get(self.authors.get(write_id, ""))
+        if counted is not None:
+            counted.add(write_id)
+            self._counts(redis, write_id, counted)
         serving = self.serving
         if (serving is None or serving.redis is not redis) and self.excuses.excused(redis.site.name):
             self.residue.append(write_id)
+
+    def _counts(self, redis: SimRedis, write_id: int, counted: set[int]) -> None:
+        """The value that this INCR gives back, against the confirmed ones before it."""
+        held = counted.intersection(redis.data)
+        missing = [
+            number
+            for number in counted - held
+            if self.writes[number].confirmed and len(self.writes[number].lost_by) <= self.minority
+        ]
+        if (missing or write_id not in held) and not self.excuses.excused(redis.site.name):
+            raise Violation("counters", f"INCR {write_id} on {redis.site.name} gives {len(held)}: without {missing}")
 
     def refused(self, write_id: int, reply: str) -> None:
         """A client was told that this write was not executed."""
@@ -277,6 +303,33 @@ class Checker(Watcher):
                 f"{redis.site.name} {when} without {len(lost)} confirmed writes, the first is number {lost[0]}, "
                 f"executed at {write.at:.4f} by {write.by}, forgotten by {sorted(write.lost_by)}",
             )
+        if numbers is None:
+            self._in_order(redis, when)
+
+    def _in_order(self, redis: SimRedis, when: str) -> None:
+        place = {number: index for index, number in enumerate(redis.data)}
+        if len(place) != len(redis.data):
+            raise Violation("history", f"{redis.site.name} {when} with a write that it has twice")
+        latest: dict[str, int] = {}
+        for number in self.confirmed:
+            index, author = place.get(number), self.authors[number]
+            if index is not None and author:
+                if index < latest.get(author, -1):
+                    raise Violation(
+                        "history", f"{redis.site.name} {when} with {number} of {author} before earlier ones"
+                    )
+                latest[author] = index
+
+    def losses(self, final: list[int]) -> dict[str, int]:
+        """What is not in the data at the end, though somebody had heard of it."""
+        held = set(final)
+        gone = [number for number in self.writes if number not in held]
+        unconfirmed = [number for number in gone if not self.writes[number].confirmed]
+        return {
+            "lost_acked": sum(1 for number in unconfirmed if self.writes[number].acked),
+            "vanished_seen": sum(1 for number in unconfirmed if number in self.seen),
+            "lost_by_majority": len(gone) - len(unconfirmed),
+        }
 
     # -- ZooKeeper --------------------------------------------------------------------------------------------------
 

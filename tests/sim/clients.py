@@ -1,4 +1,6 @@
-"""Applications: writers with and without WAIT, and readers. They see the leader late, and may see an old one."""
+"""Applications: writers with and without WAIT, counters, and readers. They see the leader late, and may see an old one;
+some do not look for it at all.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis_agent.znodes import Leader, LeaderPhase, decode_leader
 from tests.sim.process import Process
-from tests.sim.redis_data import RedisConn
+from tests.sim.redis_data import RedisConn, Site
 from tests.sim.world import Violation
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 REPLY_LIMIT_S = 2.0
 WAIT_LIMIT_S = 0.3
 REPEATS = 5
+NEWEST = 3
+"""How many values a read sees."""
 
 REFUSALS = frozenset({"READONLY", "NOREPLICAS", "LOADING", "MISCONF"})
 """Answers that say that the write was certainly not executed."""
@@ -74,9 +78,12 @@ class Client:
             self._hang_up()
             self._again()
 
+    def _choose(self) -> Site | None:
+        """Where to connect to: the leader, as far as it is known."""
+        return self.cluster.sites.get(self.view.address) if self.view is not None else None
+
     def _connect(self) -> None:
-        leader = self.view
-        site = self.cluster.sites.get(leader.address) if leader is not None else None
+        leader, site = self.view, self._choose()
         if site is not None and site.redis is not None and self.net.open(self.name, site.name):
             self.epoch_view = leader
             self.conn = conn = RedisConn(self.net, self.name, site.redis, self)
@@ -113,6 +120,8 @@ class Writer(Client):
         super().__init__(cluster, name, pace_s)
         self.durable = durable
         self.repeat_s = 0.05
+        self.patience = 0.5
+        """How likely it stays where it was refused."""
         self._write_id = 0
         self._refused = False
         self._repeats = 0
@@ -120,7 +129,7 @@ class Writer(Client):
     def operate(self, conn: RedisConn) -> None:
         """A new write, or once more the one that was refused."""
         if not self._refused:
-            self._write_id = self.cluster.new_write()
+            self._write_id = self.cluster.new_write(self.name)
         self._refused = False
         conn.up.send(conn.redis.process.run, conn.redis.write, conn, self._write_id)
 
@@ -139,7 +148,7 @@ class Writer(Client):
             if kind in REFUSALS and reply[1] == self._write_id:
                 self.checker.refused(self._write_id, kind)
                 self._refused = True
-            if self.world.chance(0.5):
+            if not self.world.chance(self.patience):
                 self._hang_up()
             self._again()
 
@@ -159,6 +168,29 @@ class Writer(Client):
             self.process.after(self.repeat_s, self._wait, conn)
         else:
             self._again()
+
+
+class Counter(Writer):
+    """Each write is an INCR of its own key, confirmed by WAIT. The checker looks at what each one has counted."""
+
+    def __init__(self, cluster: Cluster, name: str, pace_s: float) -> None:
+        super().__init__(cluster, name, pace_s, durable=True)
+        self.checker.counters[name] = set()
+
+
+class Stubborn(Writer):
+    """Was told one address once, and writes there whatever it is answered: it shows every server that takes writes."""
+
+    def __init__(self, cluster: Cluster, name: str, pace_s: float, site: Site) -> None:
+        self._site = site
+        super().__init__(cluster, name, pace_s, durable=False)
+        self.patience = 1.0
+
+    def _observe(self) -> None:
+        """It never looks at ZooKeeper."""
+
+    def _choose(self) -> Site:
+        return self._site
 
 
 class Reader(Client):
@@ -181,5 +213,31 @@ class Reader(Client):
     def replied(self, conn: RedisConn, reply: tuple[Any, ...]) -> None:
         del conn, reply
         if self.world.chance(0.1):
+            self._hang_up()
+        self._again()
+
+
+class Witness(Client):
+    """Reads the newest values from any server, the replicas too, whatever they are worth: what it saw may vanish."""
+
+    def _observe(self) -> None:
+        """It never looks at ZooKeeper."""
+
+    def _choose(self) -> Site:
+        return self.world.rng.choice(list(self.cluster.sites.values()))
+
+    def operate(self, conn: RedisConn) -> None:
+        conn.up.send(conn.redis.process.run, self._read, conn)
+
+    def _read(self, conn: RedisConn) -> None:
+        redis = conn.redis
+        newest = () if redis.loading else tuple(redis.data[-NEWEST:])
+        conn.down.send(self.on_reply, conn, ("VALUES", newest))
+
+    def replied(self, conn: RedisConn, reply: tuple[Any, ...]) -> None:
+        del conn
+        for number in reply[1]:
+            self.checker.seen.setdefault(number, self.name)
+        if self.world.chance(0.3):
             self._hang_up()
         self._again()

@@ -12,7 +12,7 @@ from redis_agent.znodes import Leader, LeaderPhase, Order, OrderState, Paths, de
 from tests.sim import transcript
 from tests.sim.agent import Member
 from tests.sim.checker import Checker
-from tests.sim.clients import Client, Reader, Writer
+from tests.sim.clients import Client, Counter, Reader, Stubborn, Witness, Writer
 from tests.sim.clock import ASSUMED_RATE, ORDINARY_RATE, WALL_OFFSET_S, Clock
 from tests.sim.redis_data import Disk, Site, Sites
 from tests.sim.world import Link, Network, Violation, World, both
@@ -80,8 +80,10 @@ class Cluster:
         settings = replace(self.base, name=name, host=name, redis=site.address)
         self.members[name] = Member(self.net, self.ensemble, self.sites, site, self.checker, settings)
 
-    def new_write(self) -> int:
+    def new_write(self, by: str = "") -> int:
+        """A number for a client's next write: of one client, later ones are larger."""
         self._last_write += 1
+        self.checker.authors[self._last_write] = by
         return self._last_write
 
     # -- driving ----------------------------------------------------------------------------------------------------
@@ -94,7 +96,14 @@ class Cluster:
     def start_clients(self) -> None:
         for number in range(self.shape.writers):
             self.add_writer(durable=number % 2 == 0)
-        self.clients.append(Reader(self, "reader", 4 * self.shape.pace_s))
+        pace_s = self.shape.pace_s
+        site = self.world.rng.choice(list(self.sites.values()))
+        self.clients += [
+            Counter(self, "counter", 2 * pace_s),
+            Stubborn(self, "stubborn", 3 * pace_s, site),
+            Reader(self, "reader", 4 * pace_s),
+            Witness(self, "witness", 4 * pace_s),
+        ]
 
     def add_writer(self, *, durable: bool, pace_s: float | None = None) -> Writer:
         name = f"client{len(self.clients)}"
@@ -171,6 +180,12 @@ class Cluster:
             lines.append(f"{member.name}: {state}; redis {'down' if redis is None else transcript.info(redis.info())}")
             lines.append(f"   state file: {transcript.record(member.record)}; disk: {member.site.disk.describe()}")
         return "\n".join(lines)
+
+    def losses(self) -> dict[str, int]:
+        """Counted, not forbidden: what vanished that nobody was promised."""
+        leader = self.serving()
+        redis = leader.site.redis if leader is not None else None
+        return self.checker.losses(redis.data if redis is not None else [])
 
     # -- faults, for directed scenarios -----------------------------------------------------------------------------
 
