@@ -9,10 +9,11 @@ import pytest
 
 from redis_agent.lab.zookeeper import Ensemble
 from tests.contract.driver import Driver, Servers
+from tests.contract.redis_fixtures import alone, pair, redis_driver
 from tests.contract.sim_driver import SimServers, SimZooKeeper
 from tests.support.zookeeper import ProxiedClient, zk_root, zk_single
 
-__all__ = ["zk_root", "zk_single"]
+__all__ = ["alone", "pair", "redis_driver", "zk_root", "zk_single"]
 
 
 class RealZooKeeper:

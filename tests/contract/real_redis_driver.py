@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import os
 import resource
+import signal
+import socket
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO, Self
 
 import redis
 
 from redis_agent.lab.waiting import wait_for
-from redis_agent.messages import KillRedis, RedisDied, StopRedis
+from redis_agent.messages import Follow, KillRedis, RedisDied, StopRedis
+from redis_agent.replication import Address
 from tests.contract.redis_driver import LIMIT_S
 from tests.support.redis import QUICK_SYNC, LocalRedis
 
@@ -112,6 +118,36 @@ class RealServer(LocalRedis):
         client.bgsave()
         wait_for(lambda: ended("rdb_last_bgsave_status", status), LIMIT_S, f"the save ends: {status}")
 
+    def hang(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self.up is not None
+        os.kill(self.up.pid, number)
+
+    def bgsave(self, *, for_s: float) -> None:
+        client = self.client()
+        wait_for(lambda: client.info("persistence")["rdb_bgsave_in_progress"] == 0, LIMIT_S, "nothing else is saved")
+        client.config_set("rdb-key-save-delay", round(for_s * 1e6 / client.dbsize()))
+        client.bgsave()
+        wait_for(lambda: client.info("persistence")["rdb_bgsave_in_progress"] == 1, LIMIT_S, "it saves")
+
+    def set_max_lag(self, seconds: int) -> None:
+        self.client().config_set("min-replicas-max-lag", seconds)
+
+    def ping_replicas_every(self, seconds: int) -> None:
+        self.client().config_set("repl-ping-replica-period", seconds)
+
+    def fail_to_load(self) -> None:
+        with BrokenPrimary() as primary:
+            self.done(Follow, primary=primary.address)
+            wait_for(lambda: primary.sent, LIMIT_S, "the file is sent")
+        wait_for(lambda: self.info().keys == 0, LIMIT_S, "the old data are gone")
+        wait_for(lambda: not self.info().loading, LIMIT_S, "it has given up")
+
     def tails(self) -> set[str]:
         return {path.stem for path in (self.data_dir / "diverged").iterdir()}
 
@@ -119,6 +155,44 @@ class RealServer(LocalRedis):
         for app in self._apps:
             app.close()
         super().__exit__(*exception)
+
+
+def _command(stream: BinaryIO) -> bytes:
+    """Read a command; returns its name."""
+    words = []
+    for _ in range(int(stream.readline()[1:])):
+        size_bytes = int(stream.readline()[1:])
+        words.append(stream.read(size_bytes + 2).strip())
+    return words[0].upper()
+
+
+class BrokenPrimary:
+    """A server that grants a full resync and sends the file of a Redis from the future, to one replica."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.address = Address(*self._socket.getsockname())
+        self.sent = False
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._socket.close()
+        self._thread.join(LIMIT_S)
+
+    def _serve(self) -> None:
+        connection, _ = self._socket.accept()
+        connection.settimeout(LIMIT_S)
+        with connection, connection.makefile("rb") as commands:
+            while (name := _command(commands)) != b"PSYNC":
+                connection.sendall(b"+PONG\r\n" if name == b"PING" else b"+OK\r\n")
+            file = b"REDIS9999" + b"\xff" * 9
+            connection.sendall(b"+FULLRESYNC %s 1000\r\n$%d\r\n%s" % (b"f" * 40, len(file), file))
+            self.sent = True
+            commands.read()  # until it hangs up
 
 
 class RealRedisDriver:
@@ -129,8 +203,8 @@ class RealRedisDriver:
         self._stack = ExitStack()
         self._count = itertools.count(1)
 
-    def server(self, *, saves: bool = False) -> RealServer:
-        conf = f"{QUICK_SYNC}\n" + ("save 3600 100000" if saves else "")
+    def server(self, *, saves: bool = False, aof: bool = False) -> RealServer:
+        conf = f"{QUICK_SYNC}\n" + ("save 3600 100000\n" if saves else "") + ("appendonly yes\n" if aof else "")
         server = self._stack.enter_context(RealServer(self._directory / f"r{next(self._count)}", conf))
         server.start()
         return server

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from redis_agent.messages import Event, RedisDied, RedisUp
+from redis_agent.messages import Event, Follow, RedisDied, RedisUp
 from redis_agent.replication import Address, RedisInfo
 
 LIMIT_S = 10.0
@@ -63,14 +63,44 @@ class Server(Protocol):
     def tails(self) -> set[str]:
         """Names of what SaveTail has put aside."""
 
+    def hang(self) -> None:
+        """SIGSTOP to redis-server."""
+
+    def resume(self) -> None:
+        """SIGCONT."""
+
+    def bgsave(self, *, for_s: float) -> None:
+        """Begin a save that takes about so long."""
+
+    def set_max_lag(self, seconds: int) -> None:
+        """min-replicas-max-lag."""
+
+    def ping_replicas_every(self, seconds: int) -> None:
+        """repl-ping-replica-period."""
+
+    def fail_to_load(self) -> None:
+        """It is told to follow somebody whose data set it can't load; returns when it has failed."""
+
     def next_event(self, limit_s: float = LIMIT_S) -> Event: ...
 
 
 class RedisDriver(Protocol):
     """Makes servers that can reach one another."""
 
-    def server(self, *, saves: bool = False) -> Server:
-        """A started one. ``saves``: to an RDB file, when it is stopped in order."""
+    def server(self, *, saves: bool = False, aof: bool = False) -> Server:
+        """A started one. ``saves``: to an RDB file, when it is stopped in order. ``aof``: all the time, to an AOF."""
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for a condition."""
+
+
+def follow(driver: RedisDriver, follower: Server, primary: Server) -> None:
+    """Point it there and wait until it has everything, and until the primary counts it."""
+    follower.done(Follow, primary=primary.address)
+
+    def caught_up() -> bool:
+        info, seen = follower.info(), primary.info()
+        online = any(link.online and link.address == follower.address for link in seen.replicas)
+        return info.link_up and not info.syncing and online and info.offset_bytes >= seen.offset_bytes
+
+    driver.until(caught_up, "the follower is in sync")

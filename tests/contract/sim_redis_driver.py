@@ -10,6 +10,7 @@ from typing import Any
 
 from redis_agent.messages import (
     Event,
+    Follow,
     Freeze,
     KillRedis,
     LiftFence,
@@ -84,6 +85,7 @@ class SimServer:
         self.address = site.address
         self._world = world
         self._net = net
+        self._sites = sites
         self._site = site
         self._numbers = numbers
         self._events: deque[Event] = deque()
@@ -156,6 +158,40 @@ class SimServer:
     def free_disk(self) -> None:
         self._redis.fall_ill("")
 
+    def hang(self) -> None:
+        self._redis.process.stop()
+
+    def resume(self) -> None:
+        self._redis.process.cont()
+
+    def bgsave(self, *, for_s: float) -> None:
+        self._redis.save_s = for_s
+        self._redis.bgsave()
+
+    def set_max_lag(self, seconds: int) -> None:
+        self._redis.max_lag_s = float(seconds)
+
+    def ping_replicas_every(self, seconds: int) -> None:
+        self._redis.ping_s = seconds
+
+    def fail_to_load(self) -> None:
+        redis = self._redis
+        redis.load_fails = True
+        self.done(Follow, primary=self._broken)
+        self._world.run(self._world.now + LIMIT_S, lambda: redis.loading)
+        assert redis.loading
+        self._world.run(self._world.now + LIMIT_S, lambda: not redis.loading)
+
+    @property
+    def _broken(self) -> Address:
+        """Of another server, with a history of its own."""
+        address = Address("broken", 6379)
+        site = Site("broken", address, Disk(), Clock(self._world))
+        self._sites[address] = site
+        other = SimRedis(self._net, self._sites, site, Watcher(), 1)
+        other.is_primary = True
+        return address
+
     def tails(self) -> set[str]:
         return set(self._site.disk.diverged)
 
@@ -174,9 +210,9 @@ class SimRedisDriver:
         self._sites: Sites = {}
         self._numbers = itertools.count(1)
 
-    def server(self, *, saves: bool = False) -> SimServer:
+    def server(self, *, saves: bool = False, aof: bool = False) -> SimServer:
         name = "abcdef"[len(self._sites)]
-        site = Site(name, Address(name, 6379), Disk("rdb" if saves else "none"), Clock(self._world))
+        site = Site(name, Address(name, 6379), Disk("rdb" if saves else "aof" if aof else "none"), Clock(self._world))
         self._sites[site.address] = site
         server = SimServer(self._world, self._net, self._sites, site, self._numbers)
         server.start()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -27,53 +25,12 @@ from redis_agent.messages import (
     Unpause,
 )
 from redis_agent.replication import NOWHERE, Address, RedisInfo
-from tests.contract.real_redis_driver import RealRedisDriver
-from tests.contract.redis_driver import RedisDriver, Server
-from tests.contract.sim_redis_driver import SimRedisDriver
-
-
-@pytest.fixture(params=["redis", "simulated"])
-def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisDriver]:
-    """Each implementation in turn."""
-    if request.param == "simulated":
-        yield SimRedisDriver()
-        return
-    real = RealRedisDriver(tmp_path)
-    yield real
-    real.close()
-
-
-def follow(driver: RedisDriver, follower: Server, primary: Server) -> None:
-    """Point it there and wait until it has everything, and until the primary counts it."""
-    follower.done(Follow, primary=primary.address)
-
-    def caught_up() -> bool:
-        info, seen = follower.info(), primary.info()
-        online = any(link.online and link.address == follower.address for link in seen.replicas)
-        return info.link_up and not info.syncing and online and info.offset_bytes >= seen.offset_bytes
-
-    driver.until(caught_up, "the follower is in sync")
+from tests.contract.redis_driver import RedisDriver, Server, follow
 
 
 def ageless(info: RedisInfo) -> RedisInfo:
     """But for what grows by itself."""
     return replace(info, replicas=tuple(replace(link, lag_s=0) for link in info.replicas))
-
-
-@pytest.fixture
-def alone(driver: RedisDriver) -> Server:
-    """One that was started and nothing else."""
-    return driver.server()
-
-
-@pytest.fixture
-def pair(driver: RedisDriver) -> tuple[Server, Server]:
-    """A primary that takes writes, and its replica, in sync and with some data."""
-    primary, replica = driver.server(), driver.server()
-    primary.lead()
-    assert primary.app().write() == "OK"
-    follow(driver, replica, primary)
-    return primary, replica
 
 
 def test_it_boots_as_a_fenced_replica_of_nowhere(alone: Server) -> None:
@@ -105,7 +62,7 @@ def test_frozen_and_promoted_it_is_fenced_until_lifted(alone: Server) -> None:
     assert app.write() == "NOREPLICAS"
 
 
-def test_a_follower_has_the_primarys_replid_and_offset(driver: RedisDriver, pair: tuple[Server, Server]) -> None:
+def test_a_follower_has_the_primarys_replid_and_offset(redis_driver: RedisDriver, pair: tuple[Server, Server]) -> None:
     """Both sides tell of the link; the replica's two offsets agree."""
     primary, replica = pair
     info = replica.info()
@@ -117,7 +74,7 @@ def test_a_follower_has_the_primarys_replid_and_offset(driver: RedisDriver, pair
     assert [link.address for link in primary.info().replicas] == [replica.address]
 
 
-def test_a_frozen_replica_keeps_its_position(driver: RedisDriver, pair: tuple[Server, Server]) -> None:
+def test_a_frozen_replica_keeps_its_position(redis_driver: RedisDriver, pair: tuple[Server, Server]) -> None:
     """It gets nothing any more, and later goes on from there without a full resync."""
     primary, replica = pair
     frozen = replica.done(Freeze, kill_clients=True)
@@ -131,11 +88,13 @@ def test_a_frozen_replica_keeps_its_position(driver: RedisDriver, pair: tuple[Se
     )
     assert info.primary == NOWHERE
     assert replica.done(Freeze, kill_clients=True) == frozen, "freezing twice changes nothing"
-    follow(driver, replica, primary)
+    follow(redis_driver, replica, primary)
     assert replica.info().keys == 2
 
 
-def test_a_frozen_primary_is_a_replica_at_its_own_position(driver: RedisDriver, pair: tuple[Server, Server]) -> None:
+def test_a_frozen_primary_is_a_replica_at_its_own_position(
+    redis_driver: RedisDriver, pair: tuple[Server, Server]
+) -> None:
     """Its offset stands, it feeds nobody who asks, and it takes no writes."""
     primary, replica = pair
     app = primary.app()
@@ -151,12 +110,12 @@ def test_a_frozen_primary_is_a_replica_at_its_own_position(driver: RedisDriver, 
 
 
 def test_promotion_shifts_the_replid_and_others_join_partially(
-    driver: RedisDriver, pair: tuple[Server, Server]
+    redis_driver: RedisDriver, pair: tuple[Server, Server]
 ) -> None:
     """The old replid is valid up to the promotion: another replica and the old primary go on with their data."""
     primary, replica = pair
-    third = driver.server()
-    follow(driver, third, primary)
+    third = redis_driver.server()
+    follow(redis_driver, third, primary)
     for each in (primary, replica, third):
         each.done(Freeze, kill_clients=True)
     old = replica.info()
@@ -164,24 +123,26 @@ def test_promotion_shifts_the_replid_and_others_join_partially(
     assert promoted.replid != old.replid
     assert (promoted.replid2, promoted.second_offset_bytes) == (old.replid, old.offset_bytes + 1)
     for each in (primary, third):
-        follow(driver, each, replica)
+        follow(redis_driver, each, replica)
         info = each.info()
         assert (info.replid, info.replid2) == (promoted.replid, old.replid), "a full resync would forget replid2"
 
 
-def test_a_diverged_primary_is_resynced_in_full(driver: RedisDriver, pair: tuple[Server, Server]) -> None:
+def test_a_diverged_primary_is_resynced_in_full(redis_driver: RedisDriver, pair: tuple[Server, Server]) -> None:
     """It wrote on after the other was promoted: its tail is gone, and it forgets its replid2."""
     primary, replica = pair
     replica.done(Freeze, kill_clients=True)
     replica.lead()
     app = primary.app()
     assert [app.write() for _ in range(3)] == ["OK"] * 3
-    follow(driver, primary, replica)
+    follow(redis_driver, primary, replica)
     info = primary.info()
     assert (info.keys, info.replid2) == (1, "")
 
 
-def test_a_primary_without_enough_replicas_refuses_writes(driver: RedisDriver, pair: tuple[Server, Server]) -> None:
+def test_a_primary_without_enough_replicas_refuses_writes(
+    redis_driver: RedisDriver, pair: tuple[Server, Server]
+) -> None:
     """min-replicas-to-write: with one attached a write goes through; once that one has frozen it doesn't."""
     primary, replica = pair
     app = primary.app()
@@ -191,7 +152,7 @@ def test_a_primary_without_enough_replicas_refuses_writes(driver: RedisDriver, p
     assert app.write() == "NOREPLICAS"
     primary.done(LiftFence, at_least=1)
     replica.done(Freeze, kill_clients=True)
-    driver.until(lambda: not primary.info().replicas, "the primary sees it leave")
+    redis_driver.until(lambda: not primary.info().replicas, "the primary sees it leave")
     assert app.write() == "NOREPLICAS"
 
 
@@ -277,18 +238,18 @@ def test_a_restart_without_saved_data_is_empty(pair: tuple[Server, Server]) -> N
     assert up.info.offset_bytes == 0
 
 
-def test_a_restart_from_an_rdb_keeps_the_position(driver: RedisDriver) -> None:
+def test_a_restart_from_an_rdb_keeps_the_position(redis_driver: RedisDriver) -> None:
     """Stopped in order it saves; it comes back as a replica at its old replid and offset, but without a backlog."""
-    primary, replica = driver.server(saves=True), driver.server(saves=True)
+    primary, replica = redis_driver.server(saves=True), redis_driver.server(saves=True)
     primary.lead()
     assert primary.app().write() == "OK"
-    follow(driver, replica, primary)
+    follow(redis_driver, replica, primary)
     before = replica.info()
     died = replica.stop()
     assert (died.status, died.ordered) == (0, True)
     assert primary.app().write() == "OK"
     replica.start()
-    driver.until(lambda: not replica.info().loading, "it has loaded")
+    redis_driver.until(lambda: not replica.info().loading, "it has loaded")
     info = replica.info()
     assert (info.replid, info.offset_bytes, info.replica_offset_bytes) == (
         before.replid,
@@ -296,17 +257,17 @@ def test_a_restart_from_an_rdb_keeps_the_position(driver: RedisDriver) -> None:
         before.offset_bytes,
     )
     assert (info.keys, info.backlog) == (1, False)
-    follow(driver, replica, primary)
+    follow(redis_driver, replica, primary)
     assert replica.info().keys == 2
 
 
-def test_a_replica_of_a_replica(driver: RedisDriver, pair: tuple[Server, Server]) -> None:
+def test_a_replica_of_a_replica(redis_driver: RedisDriver, pair: tuple[Server, Server]) -> None:
     """It has the same replid and gets the same data; the primary knows nothing of it."""
     primary, replica = pair
-    third = driver.server()
-    follow(driver, third, replica)
+    third = redis_driver.server()
+    follow(redis_driver, third, replica)
     assert primary.app().write() == "OK"
-    driver.until(lambda: third.info().keys == 2, "the write arrives by way of the replica")
+    redis_driver.until(lambda: third.info().keys == 2, "the write arrives by way of the replica")
     assert third.info().replid == primary.info().replid
     assert [link.address for link in primary.info().replicas] == [replica.address]
 
@@ -356,9 +317,9 @@ def test_a_freeze_unblocks_who_waits(pair: tuple[Server, Server]) -> None:
     assert app.closed()
 
 
-def test_who_cannot_save_says_so_and_still_obeys(driver: RedisDriver) -> None:
+def test_who_cannot_save_says_so_and_still_obeys(redis_driver: RedisDriver) -> None:
     """Case D4 (part): writes are refused with MISCONF, a probe tells it in one line, role commands work."""
-    server = driver.server(saves=True)
+    server = redis_driver.server(saves=True)
     server.lead()
     app = server.app()
     assert server.ask(Probe).sick == ""
@@ -376,7 +337,7 @@ def test_who_cannot_save_says_so_and_still_obeys(driver: RedisDriver) -> None:
 
 
 def test_a_tail_is_saved_of_a_fenced_primary_and_of_a_frozen_one(
-    driver: RedisDriver, pair: tuple[Server, Server]
+    redis_driver: RedisDriver, pair: tuple[Server, Server]
 ) -> None:
     """Case B12 (part): with ``save ""``, too; role commands and probes do not wait for it; the position stays."""
     primary, _ = pair

@@ -99,6 +99,7 @@ class SimRedis(Replication):
         self.clients: dict[RedisConn, None] = {}
         self._postponed: deque[tuple[RedisConn, int]] = deque()
         self._unread: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._acks_wanted = False
         self._saving = False
         self._child = 0
         self.save_s: float | None = None  # how long a BGSAVE takes, if a test says so
@@ -351,6 +352,10 @@ class SimRedis(Replication):
             self.process.after(self.paused_until - self.process.clock.wall + 1e-6, self._pause_over)
         else:
             self.watcher.changed(self)
+            if self._acks_wanted:
+                self._acks_wanted = False
+                if self._waiting:
+                    self.ask_for_acks()
         while self._unread and not self.silent:
             fn, args = self._unread.popleft()
             fn(*args)
@@ -441,7 +446,9 @@ class SimRedis(Replication):
         if not self._answer_wait(waiting):
             self._waiting.append(waiting)
             self.process.after(timeout_s, self._wait_over, waiting)
-            if not self.paused:
+            if self.paused:
+                self._acks_wanted = True
+            else:
                 self.ask_for_acks()
 
     def _answer_wait(self, waiting: _Waiting, *, late: bool = False) -> bool:

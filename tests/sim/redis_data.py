@@ -29,6 +29,9 @@ FENCE = 1_000_000
 MAX_LAG_S = 10.0
 """min-replicas-max-lag."""
 
+PING_PERIOD_S = 10
+"""repl-ping-replica-period."""
+
 REPL_TIMEOUT_S = 60.0
 
 
@@ -120,7 +123,6 @@ class ReplLink:
     __slots__ = (
         "ack_time",
         "acked",
-        "busy",
         "down",
         "heard_at",
         "online",
@@ -142,7 +144,6 @@ class ReplLink:
         self.replica_open = True
         self.online = False
         self.streaming = False
-        self.busy = False
         self.sent = 0
         self.acked = 0
         self.ack_time = 0.0

@@ -13,6 +13,7 @@ from tests.sim.redis_data import (
     MAX_LAG_S,
     PING,
     PING_BYTES,
+    PING_PERIOD_S,
     REPL_TIMEOUT_S,
     ReplLink,
     Site,
@@ -53,6 +54,8 @@ class Replication:
         self.loading = False
         self.links: dict[ReplLink, None] = {}
         self.good = 0
+        self.max_lag_s = MAX_LAG_S
+        self.ping_s = PING_PERIOD_S
         self.load_fails = False
         self.dropped: list[int] = []  # the data set that gave way to one which is still being loaded
 
@@ -81,15 +84,14 @@ class Replication:
             self.stream.trim(min((link.sent for link in self.links if link.streaming), default=self.offset))
 
     def _pump(self, link: ReplLink) -> None:
-        """Send what the replica has not got; one batch at a time is on its way."""
-        if link.busy or not link.streaming or not link.primary_open or self.stream is None or link.sent >= self.offset:
+        """Send what the replica has not got: the kernel has it then, and delivers it also while we are stopped."""
+        if not link.streaming or not link.primary_open or self.stream is None or link.sent >= self.offset:
             return
         ends, ids = self.stream.after(link.sent)
-        start, link.sent, link.busy = link.sent, self.offset, True
+        start, link.sent = link.sent, self.offset
         link.down.send(link.replica.process.run, link.replica._receive, link, start, ends, ids)
 
     def _receive(self, link: ReplLink, start: int, ends: list[int], ids: list[int]) -> None:
-        link.busy = False
         if link is not self.uplink or not self.link_up:
             return
         assert start == self.offset, "the simulated stream has a gap"
@@ -106,7 +108,6 @@ class Replication:
             self._pump(other)
         self._trim()
         self.watcher.advanced(self.whole)
-        link.primary.process.run(link.primary._pump, link)
 
     @property
     def whole(self) -> SimRedis:
@@ -134,7 +135,7 @@ class Replication:
     def refresh_good(self) -> None:
         """Count the replicas that min-replicas-to-write counts."""
         now = self.process.clock.wall
-        good = sum(1 for link in self.links if link.online and now - link.ack_time <= MAX_LAG_S)
+        good = sum(1 for link in self.links if link.online and now - link.ack_time <= self.max_lag_s)
         if good != self.good:
             self.good = good
             self.watcher.changed(self.whole)
@@ -153,7 +154,7 @@ class Replication:
         for link in list(self.links):
             if link.online and now - link.ack_time > REPL_TIMEOUT_S:
                 self._drop_replica(link)
-        if self.is_primary and self.links and second % 10 == 0:
+        if self.is_primary and self.links and second % self.ping_s == 0:
             self.append(PING, PING_BYTES)
         self.refresh_good()
 
