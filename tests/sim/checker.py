@@ -326,9 +326,9 @@ class Checker(Watcher):
         gone = [number for number in self.writes if number not in held]
         unconfirmed = [number for number in gone if not self.writes[number].confirmed]
         return {
-            "lost_acked": sum(1 for number in unconfirmed if self.writes[number].acked),
-            "vanished_seen": sum(1 for number in unconfirmed if number in self.seen),
-            "lost_by_majority": len(gone) - len(unconfirmed),
+            "acknowledged, not confirmed, and lost": sum(1 for number in unconfirmed if self.writes[number].acked),
+            "seen, not confirmed, and vanished": sum(1 for number in unconfirmed if number in self.seen),
+            "confirmed, and lost with a majority": len(gone) - len(unconfirmed),
         }
 
     # -- ZooKeeper --------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,10 @@ def run(
     faults_s: float = FAULTS_S,
     long_pauses: bool = True,
     only: tuple[str, ...] = (),
+    clock_rate: float | None = None,
 ) -> Result:
     """One seed: start, break things for a while, heal, and see that all is well."""
-    shape = shape_of(seed)
+    shape = replace(shape_of(seed), clock_rate=clock_rate)
     cluster = Cluster(seed, shape, trace=trace)
     if cluster.world.chance(0.3):
         cluster.checker.backlog_entries = 30  # so that those who were away need full resyncs
@@ -114,6 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
         "faults_s": options.faults_s,
         "long_pauses": not options.short_pauses,
         "only": tuple(filter(None, options.only.split(","))),
+        "clock_rate": options.clock_rates,
     }
     if options.seed is not None:
         return _one(options.seed, trace=options.trace, how=how)
@@ -160,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--faults-s", type=float, default=FAULTS_S, help="how long things are broken, virtual seconds")
     parser.add_argument("--short-pauses", action="store_true", help="do not stop agents past their lease")
     parser.add_argument("--only", metavar="KIND,...", default="", help="faults of these kinds alone")
+    parser.add_argument("--clock-rates", type=float, metavar="SHARE", help="how far clocks' rates are from 1, at most")
     return parser
 
 

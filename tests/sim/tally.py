@@ -47,6 +47,7 @@ def outcome_of(result: Result, cpu_s: float) -> Outcome:
             "guard fences": checker.guard_fences,
             "attached to a running Redis": sum(member.attached for member in cluster.members.values()),
             "residue of excused servers": len(checker.residue),
+            **cluster.losses(),
         }
     )
     return Outcome(
