@@ -14,7 +14,7 @@ from tests.sim.world import both
 if TYPE_CHECKING:
     from tests.sim.agent import Member
     from tests.sim.cluster import Cluster
-    from tests.sim.zk_server import Txn
+    from tests.sim.zk_tree import Txn
 
 NEAR_S = (0.0005, 0.003, 0.02, 0.3)
 """How soon behind a step an ambush strikes, at most."""
@@ -97,10 +97,7 @@ class Aimed(Faults):
         for_s = self.world.uniform(6.0, 12.0)
         conns = [session.conn for session in leader.agent._sessions.values() if session.conn is not None]
         if conns and self.world.chance(0.8):
-            server = conns[0].server
-            self._log(f"with {server.name}:")
-            server.cut_off()
-            self.world.after(for_s, server.rejoin)
+            self.cut_server(conns[0].server, for_s)
         self.cut_zookeeper(leader, for_s)
 
     def late_replies(self) -> None:
