@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests.sim import transcript
 from tests.sim.cluster import Cluster, Shape
 from tests.sim.nemesis import Nemesis
 from tests.sim.tally import Outcome, Progress, Tally, outcome_of, record
@@ -118,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         "clock_rate": options.clock_rates,
     }
     if options.seed is not None:
-        return _one(options.seed, trace=options.trace, how=how)
+        return _one(options.seed, trace=options.trace, brief=options.brief, how=how)
     tally = Tally()
     try:
         status = _many(options, tally, how)
@@ -156,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--seed", type=int, metavar="N", help="this one, exactly as it was in any run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (%(default)s)")
     parser.add_argument("--trace", action="store_true", help="print the whole transcript of --seed")
+    parser.add_argument("--brief", action="store_true", help="the same, but only faults, steps, and who accepts writes")
     parser.add_argument("--coverage", action="store_true", help="print what was reached, and which steps never were")
     parser.add_argument("--record", type=Path, metavar="FILE", help="append what came of the range, as a line of JSON")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first violation")
@@ -166,10 +168,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _one(seed: int, *, trace: bool, how: dict[str, Any]) -> int:
+def _one(seed: int, *, trace: bool, brief: bool, how: dict[str, Any]) -> int:
     """Nothing here depends on how fast it was: the same seed prints the same."""
-    result = run(seed, trace=trace, **how)
-    if result.violation is not None and not trace:
+    result = run(seed, trace=trace or brief, **how)
+    if brief:
+        result.cluster.world.lines = transcript.brief(result.cluster.world.lines)
+    if result.violation is not None and not (trace or brief):
         sys.stdout.write(explain(seed, **how) + "\n")
     else:
         sys.stdout.write(report(result, lines=None) + "\n")

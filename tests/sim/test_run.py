@@ -193,6 +193,19 @@ def test_the_figures_are_sums() -> None:
     assert "2,000" in tally.figures()
 
 
+def test_the_brief_transcript_has_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps, faults and who accepts writes, without every event that an agent hears."""
+    assert main(["--seed", "3", "--brief", *QUICK]) == 0
+    printed = capsys.readouterr().out
+    for mark in (
+        "ACCEPTS WRITES",
+        "candidate.voting -> candidate.claiming  on elected",
+        "nemesis  *** heals everything",
+    ):
+        assert mark in printed
+    assert " < Tick" not in printed
+
+
 def test_the_end_of_a_transcript_says_how_to_have_it_again() -> None:
     """Also where nothing is wrong it says so."""
     assert explain(1, faults_s=0.1).splitlines()[-1].endswith("no violation")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -35,20 +36,39 @@ if TYPE_CHECKING:
 _HIDDEN = frozenset({"session", "incarnation", "limit_s", "sent_at", "request"})
 _HIDDEN_IN_LOGS = frozenset({"clock", "epoch", "round"})
 _WIDTH = 20
+_HEX = re.compile(r"\b([0-9a-f]{6})[0-9a-f]{10,}\b")
+_MARKS = ("***", "  = ", "ccepts writes", "ACCEPTS WRITES", "FENCES", ".redis  ", "session 0x", "[error]")
 
 
 def step(world: World, agent: Agent, event: Event, commands: Iterable[Command]) -> None:
-    """``state < Event``, and below it ``> Command`` for each order."""
+    """``state < Event``, and below it ``> Command`` for each order, ``=`` for each step of the state machine."""
     ordered = list(commands)
     if isinstance(event, StateSaved) and not ordered:
         return
-    world.log(agent.name, f"{agent.core.snapshot().state:<{_WIDTH}} < {describe(event)}")
+    world.log(agent.name, f"{agent.core.snapshot().state:<{_WIDTH}} < {_shortened(describe(event))}")
     for command in ordered:
-        if isinstance(command, Log):
+        if isinstance(command, Log) and command.event == "transition":
+            step = dict(command.fields)
+            taken = f"{step['from']} -> {step['to']}  on {step['trigger']}: {step['why']}"
+            world.log(agent.name, f"{'':<{_WIDTH}} = {taken}")
+        elif isinstance(command, Log):
             data = " ".join(f"{key}={_value(value)}" for key, value in command.fields if key not in _HIDDEN_IN_LOGS)
-            world.log(agent.name, f"{'':<{_WIDTH}}   [{command.level}] {command.event} {data}")
+            world.log(agent.name, f"{'':<{_WIDTH}}   [{command.level}] {command.event} {_shortened(data)}".rstrip())
         else:
-            world.log(agent.name, f"{'':<{_WIDTH}} > {describe(command)}")
+            world.log(agent.name, f"{'':<{_WIDTH}} > {_shortened(describe(command))}")
+
+
+def brief(lines: Iterable[str]) -> list[str]:
+    """Of a transcript: faults, steps of the state machine, sessions that end, and who accepts writes.
+
+    Without the column of what has passed since the line before: that one is mostly left out.
+    """
+    return [line[:10] + line[21:] for line in lines if any(mark in line for mark in _MARKS)]
+
+
+def _shortened(text: str) -> str:
+    """Replids and guids: their first digits tell them apart."""
+    return _HEX.sub(r"\1", text)
 
 
 def describe(message: Event | Command) -> str:

@@ -67,6 +67,7 @@ class World:
         """What happened how often, by kind (fault, step, invariant) and name: shows what a run has reached."""
         self.tracing = trace
         self.lines: list[str] = []
+        self._logged_at = START_S
         self.heap: list[list[Any]] = []
         """``[when, number, fn, args]``: lists, since millions are made, and are compared without a call into Python."""
         self.scheduled = 0
@@ -108,7 +109,10 @@ class World:
 
     def log(self, who: str, text: str) -> None:
         """One line of the transcript. Callers look at ``tracing`` first: formatting costs more than simulating."""
-        self.lines.append(f"{self.now:11.5f}  {who:<8} {text}")
+        passed_s = self.now - self._logged_at
+        since = f"+{passed_s:.5f}" if passed_s else ""
+        self._logged_at = self.now
+        self.lines.append(f"{self.now:10.5f} {since:>10}  {who:<8} {text}")
 
 
 class Network:
