@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -93,12 +94,17 @@ def test_ctrl_c_is_clean() -> None:
         text=True,
         start_new_session=True,
     )
-    with runs:
+    try:
         assert runs.stdout is not None
-        assert runs.stdout.readline() == "seeds 1..1000000, 2 at a time\n"
+        first = runs.stdout.readline()
         os.killpg(runs.pid, signal.SIGINT)
         # A worker that is left would hold the pipe open.
         printed, _ = runs.communicate(timeout=LIMIT_S)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(runs.pid, signal.SIGKILL)
+        runs.communicate()
+    assert first == "seeds 1..1000000, 2 at a time\n"
     assert runs.returncode == 130
     assert "Traceback" not in printed
     assert "interrupted" in printed
