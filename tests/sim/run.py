@@ -78,6 +78,7 @@ def run(
         cluster.run(1.0)
         cluster.stop_clients()
         cluster.until("after healing one leader serves and all others are in sync", cluster.in_sync, HEAL_LIMIT_S)
+        cluster.world.count("invariant", "healing")
         cluster.run(2.0)
         cluster.until("it stays so", cluster.in_sync, STAY_LIMIT_S)
         cluster.until("every order has its answer", cluster.orders_answered, ORDERS_LIMIT_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redis_agent import __version__, machine
+from tests.sim import checker
 from tests.sim.world import START_S
 
 if TYPE_CHECKING:
     from tests.sim.run import Result
+
+_INVARIANT = re.compile(r"^\d+\. (.+?) {2,}", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,19 +38,19 @@ class Outcome:
 
 def outcome_of(result: Result, cpu_s: float) -> Outcome:
     """What is kept of a seed."""
-    cluster, checker = result.cluster, result.cluster.checker
+    cluster, found = result.cluster, result.cluster.checker
     totals = Counter(
         {
             "events": cluster.world.events,
-            "writes": len(checker.writes),
-            "confirmed": len(checker.confirmed),
-            "epochs": checker.failovers,
-            "handovers": checker.handovers,
-            "partial resyncs": checker.partial_resyncs,
-            "full resyncs": checker.full_resyncs,
-            "guard fences": checker.guard_fences,
+            "writes": len(found.writes),
+            "confirmed": len(found.confirmed),
+            "epochs": found.failovers,
+            "handovers": found.handovers,
+            "partial resyncs": found.partial_resyncs,
+            "full resyncs": found.full_resyncs,
+            "guard fences": found.guard_fences,
             "attached to a running Redis": sum(member.attached for member in cluster.members.values()),
-            "residue of excused servers": len(checker.residue),
+            "residue of excused servers": len(found.residue),
             **cluster.losses(),
         }
     )
@@ -119,6 +123,8 @@ class Tally:
             for source in row.sources
             if f"{source} {row.trigger}" in taken
         ]
+        tested = self.of("invariant")
+        tested |= {name: 0 for name in _INVARIANT.findall(checker.__doc__ or "") if name not in tested}
         never: list[str] = []
         unused = 0
         for row in machine.TRANSITIONS:
@@ -131,7 +137,7 @@ class Tally:
             "Faults:",
             _table([(name, f"{count:,}", "") for name, count in self.of("fault").items()]),
             "\nInvariants, and how often each was put to the test:",
-            _table([(name, f"{count:,}", "") for name, count in self.of("invariant").items()]),
+            _table([(name, f"{count:,}", "") for name, count in tested.items()]),
             "\nSteps of the state machine:",
             _table(steps),
             f"\nOf the table's {len(machine.TRANSITIONS)} rows {unused} were never taken (*), others not from:",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -169,6 +170,8 @@ def test_the_coverage_shows_what_was_reached_and_what_never_was() -> None:
     rows = {f"{source} {row.trigger}" for row in machine.TRANSITIONS for source in row.sources}
     assert set(tally.of("step")) <= rows
     assert tally.of("invariant")["epochs"] >= 2
+    # Also what was not put to the test at all.
+    assert re.search(r"^  handover +0$", shown, re.MULTILINE)
 
 
 def test_a_run_is_recorded(tmp_path: Path) -> None:
