@@ -7,7 +7,8 @@
 * `agent`: a host with its agent: one core, bound to these adapters. `clients`: applications.
 * `faults`, `zk_faults` break things, `nemesis` draws them; `checker` looks at the invariants, `excuses` says
   what they do not cover.
-* `cluster` puts it all together, `run` runs seeds, `scenario` is what directed tests are told with.
+* `cluster` puts it all together, `run` runs seeds, `workers` spreads them over processes, `tally` adds up what came of
+  them, `transcript` tells one; `scenario` is what directed tests are told with.
 
 The contract tests (tests/contract) run on the fakes and on the real servers. Nothing here may depend on the wall clock,
 on threads, or on the order of a set.
