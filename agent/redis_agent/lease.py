@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
+from collections import deque
 from math import inf
 
+_RELAY_SHARE = 5 / 8
+"""ZooKeeper's leader asks its followers for touched sessions every half tick; it may be a little late."""
+
 _BASES_PER_TICK = 16
+_MAX_ANSWERED = 64
 
 
 class Lease:
     """When our proof of the session ends.
 
     An acknowledged write proves that the ensemble heard us, but it does not itself push out the session's expiry: the
-    ZooKeeper server that we are connected to may relay touched sessions to its leader up to a tick later. What has
-    certainly arrived is the newest acknowledged write that was sent a whole tick before another acknowledged one.
-    Hence ``until = when that was sent + negotiated timeout - fence budget``. Stamps are of sending, not of answering.
+    ZooKeeper server that we are connected to tells its leader of touched sessions only when that asks, every half tick.
+    So three acknowledged writes prove one of them, the first, to have counted:
+
+    * the second was sent half a tick or more after the first one was *answered*, so when it was decided the leader had
+      asked since; and its answer came behind that question, so our server has replied by then;
+    * the third was sent after the second one was answered, so it got to the leader behind that reply.
+
+    Hence ``until = when the first was sent + negotiated timeout - fence budget``. That writes were *sent* a tick apart
+    would not do: one that was long on its way arrives behind the leader's last question before the next one.
 
     The creation of a session is carried out by ZooKeeper's leader itself: it is the first base.
 
@@ -29,45 +39,42 @@ class Lease:
     def __init__(self, *, tick_s: float, fence_budget_s: float) -> None:
         if not (tick_s >= 0.0 and fence_budget_s >= 0.0):
             raise ValueError(f"lease: tick {tick_s} s and fence budget {fence_budget_s} s must not be negative")
-        self._tick_s = tick_s
+        self._relay_s = tick_s * _RELAY_SHARE
+        self._near_s = tick_s / _BASES_PER_TICK
         self._fence_budget_s = fence_budget_s
         self._worth_s = 0.0
         self._base = -inf
-        self._newest = -inf
-        self._later: list[float] = []
-        """Acknowledged stamps after the base, sorted: the bases to come."""
+        self._second = -inf
+        """When the newest write was sent that was answered before another acknowledged one was sent."""
+        self._answered: deque[tuple[float, float]] = deque(maxlen=_MAX_ANSWERED)
+        """(sent, answered) of acknowledged writes sent after the base, in the order of the answers."""
 
     def opened(self, *, timeout_s: float, sent_at: float) -> None:
         """A new session: its creation, sent at ``sent_at``, is the first proof. ``timeout_s`` is the negotiated one."""
+        self.closed()
         self._worth_s = timeout_s - self._fence_budget_s
-        self._base = self._newest = sent_at
-        self._later.clear()
+        self._base = sent_at
 
-    def acknowledged(self, sent_at: float) -> None:
-        """A committed write, sent at ``sent_at``, was acknowledged. Stamps arrive in any order."""
+    def acknowledged(self, sent_at: float, answered_at: float) -> None:
+        """A committed write, sent at ``sent_at``, was acknowledged, which we saw at ``answered_at``."""
         if self._base == -inf or sent_at <= self._base:
             return
-        self._newest = max(self._newest, sent_at)
-        self._remember(sent_at)
-        proved = bisect_right(self._later, self._newest - self._tick_s)
-        if proved:
-            self._base = self._later[proved - 1]
-            del self._later[:proved]
-
-    def _remember(self, sent_at: float) -> None:
-        """Keep a stamp, unless another one is so near that it would gain nothing: that bounds how many there are."""
-        near_s = self._tick_s / _BASES_PER_TICK
-        place = bisect_right(self._later, sent_at)
-        if place and sent_at - self._later[place - 1] < near_s:
-            return
-        if place < len(self._later) and self._later[place] - sent_at < near_s:
-            return
-        insort(self._later, sent_at)
+        seconds = (sent for sent, answered in self._answered if answered <= sent_at)
+        self._second = max(self._second, max(seconds, default=-inf))
+        latest = self._second - self._relay_s
+        self._base = max(
+            self._base, max((sent for sent, answered in self._answered if answered <= latest), default=-inf)
+        )
+        while self._answered and self._answered[0][0] <= self._base:
+            self._answered.popleft()
+        # One that is near the last one would gain nothing.
+        if not self._answered or abs(sent_at - self._answered[-1][0]) >= self._near_s:
+            self._answered.append((sent_at, answered_at))
 
     def closed(self) -> None:
         """No session: nothing is proved."""
-        self._base = self._newest = -inf
-        self._later.clear()
+        self._base = self._second = -inf
+        self._answered.clear()
 
     @property
     def until(self) -> float:

@@ -13,20 +13,20 @@ FENCE: tuple[Mutant, ...] = (
         (
             Edit(
                 CORE + "agent.py",
-                "self.lease.acknowledged(event.sent_at)",
-                "self.lease.acknowledged(self.now)",
+                "self.lease.acknowledged(event.sent_at, self.now)",
+                "self.lease.acknowledged(self.now, self.now)",
             ),
         ),
     ),
     Mutant(
         "lease-tick",
-        "an acknowledged heartbeat proves only what was sent a tick before",
+        "an acknowledged heartbeat proves only what was answered half a tick before",
         "5",
         (
             Edit(
                 AGENT + "lease.py",
-                "proved = bisect_right(self._later, self._newest - self._tick_s)",
-                "proved = bisect_right(self._later, self._newest)",
+                "latest = self._second - self._relay_s",
+                "latest = self._second",
             ),
         ),
     ),
@@ -38,7 +38,7 @@ FENCE: tuple[Mutant, ...] = (
             Edit(
                 CORE + "sessions.py",
                 "        if self.read_done(event):\n",
-                "        self.lease.acknowledged(event.sent_at)\n        if self.read_done(event):\n",
+                "        self.lease.acknowledged(event.sent_at, self.now)\n        if self.read_done(event):\n",
             ),
         ),
     ),

@@ -245,7 +245,7 @@ class Core(Considering):
                 self.on_read_failed(event)
             case CommitDone() | CommitRefused() | CommitUnknown():
                 if isinstance(event, CommitDone):
-                    self.lease.acknowledged(event.sent_at)
+                    self.lease.acknowledged(event.sent_at, self.now)
                     self.renew_guard()
                 self._commit_answered(event)
                 if isinstance(event, CommitDone):
