@@ -184,6 +184,7 @@ class Checker(Watcher):
 
     def _counts(self, redis: SimRedis, write_id: int, counted: set[int]) -> None:
         """The value that this INCR gives back, against the confirmed ones before it."""
+        self.world.count("invariant", "counters")
         held = counted.intersection(redis.data)
         missing = [
             number
@@ -307,6 +308,7 @@ class Checker(Watcher):
             self._in_order(redis, when)
 
     def _in_order(self, redis: SimRedis, when: str) -> None:
+        self.world.count("invariant", "history")
         place = {number: index for index, number in enumerate(redis.data)}
         if len(place) != len(redis.data):
             raise Violation("history", f"{redis.site.name} {when} with a write that it has twice")

@@ -151,6 +151,7 @@ class AimedFaults(Faults):
                 return
             member.trap = None
             side = "before" if before else "behind"
+            self.world.count("fault", "(at a boundary of a command)")
             self._log(f"strikes {agent.name} {side} its {type(command).__name__}")
             self._strike_here(member)
 
