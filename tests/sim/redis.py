@@ -1,4 +1,4 @@
-"""A simulated redis-server, 7.0 in manner: roles, fence, pause, WAIT, restarts. `redis_replication` is its other half.
+"""A simulated redis-server, 7.0 in manner: roles, fence, pause, WAIT. `redis_replication` and `redis_saving` are the rest.
 
 It boots as our generated configuration says: fenced, a replica of nowhere. What the agent reads as INFO is made here.
 """
@@ -9,11 +9,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from redis_agent.redis_tail import surplus
 from redis_agent.replication import NOWHERE, Address, RedisInfo, ReplicaLink
 from tests.sim.process import Process
-from tests.sim.redis_data import FENCE, MAX_LAG_S, WRITE_BYTES, RedisConn, Site, Sites, Snapshot
-from tests.sim.redis_replication import Replication
+from tests.sim.redis_data import FENCE, MAX_LAG_S, WRITE_BYTES, RedisConn, Site, Sites
+from tests.sim.redis_saving import Saving
 from tests.sim.world import Network
 
 
@@ -73,7 +72,7 @@ class _Waiting:
         self.woff = conn.woff
 
 
-class SimRedis(Replication):
+class SimRedis(Saving):
     """One process. ``status`` is what ``wait`` gives once it is gone; ``on_exit`` is called then."""
 
     def __init__(self, net: Network, sites: Sites, site: Site, watcher: Watcher, pid: int) -> None:
@@ -92,23 +91,18 @@ class SimRedis(Replication):
         self.on_exit: list[Callable[[SimRedis], None]] = []
         self.role_generation = 0  # role commands of an older connection are no longer executed
         self.min_replicas = FENCE
-        self.sick = ""
-        """Why it can't save, as `Probed.sick` says it; then it refuses writes. Set by `fall_ill`."""
         self.paused_until = 0.0
         self.silent_until = 0.0
         self.clients: dict[RedisConn, None] = {}
         self._postponed: deque[tuple[RedisConn, int]] = deque()
         self._unread: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._acks_wanted = False
-        self._saving = False
-        self._child = 0
-        self.save_s: float | None = None  # how long a BGSAVE takes, if a test says so
         self._waiting: list[_Waiting] = []
         self._second = 0
         self.primary_address = NOWHERE
         self.replid = self.new_replid()
         site.redis = self
-        loads = self._open_disk()
+        loads = self.open_disk()
         self.process.after(self.world.uniform(0.0, 1.0), self._cron)
         if loads:
             self.loading = True
@@ -117,17 +111,6 @@ class SimRedis(Replication):
             self._booted([])
 
     # -- the process ------------------------------------------------------------------------------------------------
-
-    def _open_disk(self) -> list[int]:
-        """The data set to load, and the position that its file names (an AOF names none)."""
-        disk = self.site.disk
-        if disk.mode == "aof":
-            return disk.aof
-        if disk.dump is None:
-            return []
-        if disk.dump.replid:
-            self.replid, self.offset = disk.dump.replid, disk.dump.offset
-        return disk.dump.data
 
     def _booted(self, data: list[int]) -> None:
         self.loading = False
@@ -145,69 +128,6 @@ class SimRedis(Replication):
             if self.site.disk.mode == "rdb" and self.world.chance(0.05):
                 self.bgsave()
         self.process.after(1.0, self._cron)
-
-    def save(self) -> None:
-        """SAVE."""
-        self.kill_child()
-        if not self.sick:
-            self.site.disk.dump = self._snapshot()
-
-    def bgsave(self) -> None:
-        """A child saves the data of this moment. Killed, by itself or with the server, it leaves the old file."""
-        if self.sick or self._saving:
-            return
-        self._saving = True
-        snapshot, self._child = self._snapshot(), self._child + 1
-        takes_s = self.save_s if self.save_s is not None else self.watcher.save_s(len(snapshot.data))
-        self.process.after(takes_s + self.site.disk.slow_s, self._bgsaved, self._child, snapshot)
-
-    def _bgsaved(self, child: int, snapshot: Snapshot) -> None:
-        if child == self._child:
-            self._saving = False
-            if not self.sick:
-                self.site.disk.dump = snapshot
-
-    def kill_child(self) -> None:
-        """Before a full resync replaces the data, who saves the old ones is killed."""
-        self._saving = False
-        self._child += 1
-
-    def _snapshot(self) -> Snapshot:
-        """A replica that has lost its position saves no replid."""
-        knows = self.stream is not None if self.is_primary else self.link_up or self.cached
-        replid, offset = (self.replid, self.offset) if knows else ("", 0)
-        return Snapshot(list(self.data), replid, offset)
-
-    def save_tail(self, name: str, keep: int, done: Callable[[str, str], None]) -> None:
-        """SaveTail: ``done(path, error)`` is called in this process after some time, and never if it dies before.
-
-        One save at a time: the next one begins behind it.
-        """
-        if self._saving:
-            self.process.after(0.01, self.save_tail, name, keep, done)
-            return
-        error = "saving is off" if keep < 1 else "LOADING" if self.loading else self.sick
-        self._saving = not error
-        snapshot = self._snapshot()
-        takes_s = 0.001 if error else self.watcher.save_s(len(snapshot.data)) + self.site.disk.slow_s
-        self._child += not error
-        self.process.after(takes_s, self._tail_saved, self._child, snapshot, name, keep, done, error)
-
-    def _tail_saved(
-        self, child: int, snapshot: Snapshot, name: str, keep: int, done: Callable[[str, str], None], error: str
-    ) -> None:
-        if error:
-            done("", error)
-            return
-        disk = self.site.disk
-        self._saving = self._saving and child != self._child
-        if child != self._child or (snapshot.replid and snapshot.replid != self.replid) or self.loading or self.syncing:
-            done("", "its data set was replaced meanwhile")
-            return
-        disk.dump = disk.diverged[name] = snapshot
-        for old in surplus(disk.diverged, name, keep):
-            del disk.diverged[old]
-        done(f"{self.site.name}/diverged/{name}.rdb", "")
 
     def shut_down(self) -> None:
         """SHUTDOWN: saves what its configuration says."""
