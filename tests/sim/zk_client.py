@@ -149,6 +149,7 @@ class ZkClient(Listener):
 
     def _disconnected(self, why: str) -> None:
         self._close_connection()
+        self._attempt += 1  # its handshake's limit, still to come, must not connect a second time
         self.post(SessionDown(self.number))
         self._fail_all(why)
         self.process.after(self.world.uniform(0.0, 0.01), self._connect)
