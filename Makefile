@@ -12,7 +12,7 @@ export PYTHON
 .PHONY: help setup check format test unit sim faults demo bench docs docs-check lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing (quick if nothing is)
 	@scripts/setup
@@ -35,6 +35,9 @@ unit: setup ## the quick tests only: no server is started
 
 sim: setup ## the simulator: SEEDS=20000 or SEEDS=A..B on all cores, or ARGS='--seed 7 --trace' for one of them
 	$(PY) -m tests.sim.run $(if $(findstring --seed,$(ARGS)),,--seeds $(or $(SEEDS),200)) $(ARGS)
+
+sim-boundaries: setup ## the simulator: a fault at every command boundary of nine scenarios (ARGS='--sample 50')
+	$(PY) -m tests.sim.boundaries $(ARGS)
 
 demo: setup ## three ZooKeepers, three agents: killed, switched over, frozen, live
 	@$(VENV)/bin/redis-agent demo $(ARGS)
