@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test unit sim faults demo bench docs docs-check lock clean
+.PHONY: help setup check format test unit sim sim-boundaries mutants faults compare demo bench docs docs-check lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ sim: setup ## the simulator: SEEDS=20000 or SEEDS=A..B on all cores, or ARGS='--
 
 sim-boundaries: setup ## the simulator: a fault at every command boundary of nine scenarios (ARGS='--sample 50')
 	$(PY) -m tests.sim.boundaries $(ARGS)
+
+mutants: setup ## does the simulator notice a missing rule? all of them; ARGS='--only lease --jobs 1', ARGS=--record
+	$(PY) -m tests.sim.mutants $(ARGS)
 
 demo: setup ## three ZooKeepers, three agents: killed, switched over, frozen, live
 	@$(VENV)/bin/redis-agent demo $(ARGS)

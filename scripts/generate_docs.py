@@ -155,6 +155,27 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
+def mutants() -> str:
+    """The rules that were taken out one by one, and what noticed."""
+    sys.path.insert(0, str(ROOT))
+    from tests.sim.mutants import MUTANTS, recorded  # noqa: PLC0415 - only needed here
+
+    rows = ["| rule taken out | DESIGN | noticed by | seed | tried | faults |", "|---|---|---|---|---|---|"]
+    known = recorded()
+    for mutant in MUTANTS:
+        found = known.get(mutant.name, {"invariant": "", "seed": None, "tried": 0})
+        by = found["invariant"] or f"nothing: {mutant.spared}"
+        if found["invariant"].startswith("test_"):
+            by = f"`{found['invariant']}`"
+        rule = mutant.rule + (f" (together with {', '.join(mutant.also)})" if mutant.also else "")
+        seed = "" if found["seed"] is None else str(found["seed"])
+        tried = str(found["tried"]) if seed else ""
+        kinds = ", ".join(mutant.only) if seed else ""
+        cells = (f"**{mutant.name}**: {rule}", mutant.section, by, seed, tried, kinds)
+        rows.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return "\n".join(rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "configuration": configuration,
     "fsm-diagram": fsm_diagram,
@@ -162,6 +183,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "sim-faults": sim_faults,
     "sim-invariants": sim_invariants,
     "sim-ranges": sim_ranges,
+    "mutants": mutants,
 }
 
 

@@ -75,8 +75,34 @@ class Aimed(Faults):
         if leader is None or len(self.cluster.members) < 3:
             return
         behind = self.world.rng.choice(self.cluster.others(leader))
-        self.cut_redis(behind, self.world.uniform(1.0, 14.0))
-        self.world.after(self.world.uniform(0.3, 13.0), self._lose_leader)
+        for_s = self.world.uniform(1.0, 14.0)
+        self.cut_redis(behind, for_s)
+        if self.world.chance(0.3):
+            self.crash_redis(behind)
+        self.world.after(self.world.uniform(0.3, for_s), self._only_straggler, leader, behind)
+
+    def _only_straggler(self, leader: Member, behind: Member) -> None:
+        """Whoever has everything is out of the way for a while, too: the straggler is asked alone, or first."""
+        if self.over:
+            return
+        for holder in self.cluster.others(leader):
+            if holder is not behind:
+                self.world.after(self.world.uniform(0.0, 0.02), self._hinder, holder)
+        self._lose_leader()
+
+    def _hinder(self, member: Member) -> None:
+        if self.over:
+            return
+        for_s = self._time((0.2, 1.0), (1.0, 6.0))
+        ways: tuple[Callable[[], None], ...] = (
+            lambda: self.pause_agent(member, for_s),
+            lambda: self.hang_redis(member, for_s),
+            lambda: self.cut_zookeeper(member, for_s),
+            lambda: self.crash_agent(member, for_s),
+            lambda: self.crash_host(member, for_s),
+            lambda: None,
+        )
+        self.world.rng.choice(ways)()
 
     def lone_leader(self) -> None:
         """Nobody follows the leader, which writes on alone: its history goes further than anybody's, in vain."""

@@ -1,0 +1,61 @@
+"""That the tests would notice: a handful of mutants in every build, and the list of all of them kept in order.
+
+``make mutants`` runs them all.
+"""
+
+from __future__ import annotations
+
+import py_compile
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.sim.mutant import Mutant, apply
+from tests.sim.mutants import BY_NAME, MUTANTS, ROOT, recorded, try_mutant
+
+AT_LEAST = 25
+QUICK = (
+    "quorum",
+    "not-ahead",
+    "ballots-of-the-round",
+    "everyone-testified",
+    "guard-armed",
+    "followers-fenced",
+)
+"""Found within a few seeds."""
+NEXT = 12
+"""How many seeds are tried behind the recorded one: a change of the simulator may have shifted what it shows."""
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_core_that_lacks_a_rule_is_caught(name: str) -> None:
+    """By a violation of an invariant that the rule is there for."""
+    seed = recorded().get(name, {}).get("seed")
+    seeds = [*([] if seed is None else [seed]), *range(1, NEXT + 1)]
+    outcome = try_mutant(BY_NAME[name], seeds, limit_s=60.0)
+    assert outcome.caught, str(outcome)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_each_edit_fits_the_source(mutant: Mutant, tmp_path: Path) -> None:
+    """Every text to be replaced is there exactly once, also beside those of the others that are taken out with it."""
+    for each in (mutant, *(BY_NAME[name] for name in mutant.also)):
+        for edit in each.edits:
+            (tmp_path / edit.file).parent.mkdir(parents=True, exist_ok=True)
+            if not (tmp_path / edit.file).exists():
+                shutil.copy(ROOT / edit.file, tmp_path / edit.file)
+    for each in (mutant, *(BY_NAME[name] for name in mutant.also)):
+        apply(each, tmp_path)
+    for file in {edit.file for edit in mutant.edits}:
+        py_compile.compile(str(tmp_path / file), doraise=True)
+
+
+def test_the_list_is_in_order() -> None:
+    """Enough rules, each once; one that is not caught says why; what is recorded is about them."""
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+    assert sum(not mutant.spared for mutant in MUTANTS) >= AT_LEAST
+    assert recorded().keys() <= BY_NAME.keys()
+    for mutant in MUTANTS:
+        found = recorded().get(mutant.name)
+        assert found is None or bool(found["invariant"]) != bool(mutant.spared), f"{mutant.name}: record it again"
