@@ -68,18 +68,18 @@ ELECTION: tuple[Mutant, ...] = (
         (
             Edit(
                 CORE + "sessions.py",
-                "        self.view.fresh = False\n        self.forget_reads()\n        self.log(\"warning\", \"session_down\"",
-                "        self.forget_reads()\n        self.log(\"warning\", \"session_down\"",
+                '        self.view.fresh = False\n        self.forget_reads()\n        self.log("warning", "session_down"',
+                '        self.forget_reads()\n        self.log("warning", "session_down"',
             ),
             Edit(
                 CORE + "sessions.py",
-                "        self.view.fresh = False\n        self.forget_reads()\n        self.log(\"info\", \"session_up\"",
-                "        self.forget_reads()\n        self.log(\"info\", \"session_up\"",
+                '        self.view.fresh = False\n        self.forget_reads()\n        self.log("info", "session_up"',
+                '        self.forget_reads()\n        self.log("info", "session_up"',
             ),
             Edit(
                 CORE + "agent.py",
-                "            self.view.fresh = False\n            self.look_at_all()\n            self.fire(\"lease_ended\")",
-                "            self.look_at_all()\n            self.fire(\"lease_ended\")",
+                '            self.view.fresh = False\n            self.look_at_all()\n            self.fire("lease_ended")',
+                '            self.look_at_all()\n            self.fire("lease_ended")',
             ),
         ),
     ),
@@ -119,7 +119,7 @@ ELECTION: tuple[Mutant, ...] = (
                 "            self.round.claim_unknown = True\n            self.view.fresh = False\n            self.look_at_all()",
                 "            self.view.ledger, self.view.leader = self._claimed_ledger, self._claimed_leader\n"
                 "            self.view.ledger_version += 1\n"
-                "            self.fire(\"claim_won\")",
+                '            self.fire("claim_won")',
             ),
         ),
     ),
@@ -357,7 +357,7 @@ ELECTION: tuple[Mutant, ...] = (
                 "            self.order_freeze(kill_clients=True)\n"
                 "            if self.redis.info is not None and not self.redis.info.loading:\n"
                 "                self.round.evidence, self.round.intact = self.redis.info, self.redis.intact\n"
-                "                self.fire(\"frozen\")\n"
+                '                self.fire("frozen")\n'
                 "        elif",
             ),
         ),
@@ -565,6 +565,18 @@ ELECTION: tuple[Mutant, ...] = (
                 CORE + "takeover.py",
                 "Promote(redis.incarnation, request, evidence.run_id, self.lease.until, self.settings.role_limit_s)",
                 "Promote(redis.incarnation, request, evidence.run_id, self.now + 99, self.settings.role_limit_s)",
+            ),
+        ),
+    ),
+    Mutant(
+        "promote-the-voter",
+        "only the very Redis process that cast the ballot is promoted",
+        "4",
+        (
+            Edit(
+                CORE + "takeover.py",
+                "if evidence is None or not redis.up or evidence.run_id != redis.run_id:",
+                "if evidence is None or not redis.up:",
             ),
         ),
     ),

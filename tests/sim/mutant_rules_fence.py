@@ -84,7 +84,13 @@ FENCE: tuple[Mutant, ...] = (
         "boots-fenced",
         "Redis boots fenced",
         "5",
-        (Edit(SIM + "redis.py", "        self.min_replicas = FENCE\n        self.sick", "        self.min_replicas = 0\n        self.sick"),),
+        (
+            Edit(
+                SIM + "redis.py",
+                "        self.min_replicas = FENCE\n        self.sick",
+                "        self.min_replicas = 0\n        self.sick",
+            ),
+        ),
     ),
     Mutant(
         "followers-fenced",
@@ -274,7 +280,7 @@ FENCE: tuple[Mutant, ...] = (
             Edit(
                 CORE + "leading.py",
                 "        elif redis.min_replicas and self._replicas_lost_at is None:\n",
-                "        elif redis.min_replicas and not self.role_requests:\n            self._lift(0, \"raise\")\n"
+                '        elif redis.min_replicas and not self.role_requests:\n            self._lift(0, "raise")\n'
                 "        elif redis.min_replicas and self._replicas_lost_at is None:\n",
             ),
         ),

@@ -64,7 +64,11 @@ HANDOVER: tuple[Mutant, ...] = (
         "the swap checks the version of `leader`",
         "6",
         (
-            Edit(CORE + "handover.py", "ops.append(Delete(self.paths.leader, version))", "ops.append(Delete(self.paths.leader))"),
+            Edit(
+                CORE + "handover.py",
+                "ops.append(Delete(self.paths.leader, version))",
+                "ops.append(Delete(self.paths.leader))",
+            ),
             Edit(
                 CORE + "handover.py",
                 "ops.append(Put(self.paths.leader, encode(leader), version))",
@@ -95,7 +99,7 @@ HANDOVER: tuple[Mutant, ...] = (
                 "        self._swap(final, TAKEN_BACK, (Put, self.view.leader_version))\n"
                 "        self.view.ledger, self.view.leader = self._claimed_ledger, self._claimed_leader\n"
                 "        self.view.ledger_version, self.round.claim_request = self.view.ledger_version + 1, 0\n"
-                "        self.fire(\"claim_won\")",
+                '        self.fire("claim_won")',
             ),
         ),
     ),
@@ -160,7 +164,11 @@ HANDOVER: tuple[Mutant, ...] = (
                 '"redis_lost", FREEZING, "cast_empty_ballot", "a dead Redis accepts nothing: resign"',
                 '"redis_lost", TAKING_OVER, "", "a dead Redis accepts nothing: resign"',
             ),
-            Edit(AGENT + "machine.py", '"redis_up": everywhere - {FREEZING, FOLLOWER},', '"redis_up": everywhere - {FREEZING, FOLLOWER, TAKING_OVER},'),
+            Edit(
+                AGENT + "machine.py",
+                '"redis_up": everywhere - {FREEZING, FOLLOWER},',
+                '"redis_up": everywhere - {FREEZING, FOLLOWER, TAKING_OVER},',
+            ),
             Edit(
                 AGENT + "machine.py",
                 '    _row(TAKING_OVER, "promoted", TAKING_OVER, "serve", ',

@@ -24,6 +24,7 @@ from redis_agent.messages import (
     LiftFence,
     PauseWrites,
     Probe,
+    ProbeRemote,
     Promote,
     Put,
     RedisDied,
@@ -501,10 +502,15 @@ def test_the_successor_waits_for_the_last_bytes() -> None:
 def test_a_successor_that_is_not_intact_does_not_take_over() -> None:
     """Its Redis was restarted after the designation: whatever offset it shows, it does not lead. Case E7."""
     driver = follower()
-    driver.core.redis.intact = False
+    driver.core.redis.intact, driver.core.redis.proof = False, None
     appointed(driver, 200)
-    driver.settle_but(Probe)
+    # What is asked of its own Redis is answered, and well; but the proof is not there yet.
+    driver.settle_but(ProbeRemote, "swap")
     driver.wait(0.5)
+    driver.settle_but(ProbeRemote, "swap")
+    assert driver.core.redis.info is not None
+    assert driver.core.redis.info.offset_bytes >= 200
+    assert not driver.core.redis.intact
     assert driver.state == machine.FOLLOWER
     assert not driver.find(Commit, "swap")
 

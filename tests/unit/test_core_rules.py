@@ -1,0 +1,60 @@
+"""Single rules of the core that hardly any run of the simulator depends on, because another one stands before them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from redis_agent import machine
+from redis_agent.messages import ArmGuard, Commit, Fence, GuardDone, LiftFence, Probe, Promote, Put
+from tests.support.core import PATHS, claimant, serving
+
+
+def test_the_lease_counts_from_when_a_heartbeat_was_sent() -> None:
+    """However late it is answered. One tick and another acknowledged heartbeat later the lease rests on it."""
+    driver = serving()
+    settings = driver.core.settings
+    driver.settle_but("heartbeat", Probe)
+    first_at = 0.0
+    for held_s in (1.0, 1.2, 0.0):
+        driver.wait(settings.heartbeat_s)
+        heartbeat = driver.take(Commit, "heartbeat")
+        first_at = first_at or driver._sent[heartbeat.request]
+        driver.wait(held_s)
+        driver.answer(heartbeat)
+    assert driver._sent[heartbeat.request] >= first_at + settings.tick_s
+    assert driver.core.lease.until == pytest.approx(first_at + driver.timeout_s - settings.fence_budget_s)
+
+
+def test_what_is_heard_after_the_end_of_the_lease_lifts_nothing() -> None:
+    """The guard's word comes when the lease is over, before the timer ran: no lift is ordered, but the fence."""
+    driver = claimant()
+    driver.settle_but(ArmGuard)
+    assert driver.state == machine.SERVING
+    arming = driver.take(ArmGuard)
+    driver.core.guard_due = driver.core.lease.until + 10.0
+    driver.now = driver.core.lease.until + 0.01
+    commands = driver.step(GuardDone(arming.incarnation, arming.request))
+    assert not [command for command in commands if isinstance(command, LiftFence)]
+    assert [command for command in commands if isinstance(command, Fence)]
+
+
+def test_serving_insists_on_the_ledger() -> None:
+    """It replaces the ledger as it was after our own claim, and no other one."""
+    driver = claimant()
+    driver.settle_but("serve")
+    serve = driver.take(Commit, "serve")
+    versions = [op.version for op in serve.ops if isinstance(op, Put) and op.path == PATHS.epoch]
+    assert versions == [driver.tree[PATHS.epoch].version]
+
+
+def test_only_the_process_that_voted_is_promoted() -> None:
+    """Redis was replaced between ballot and claim, and nobody has said so yet."""
+    driver = claimant()
+    evidence = driver.core.round.evidence
+    assert evidence is not None
+    driver.core.round.evidence = replace(evidence, run_id="another")
+    driver.answer(driver.take(Commit, "claim"))
+    assert not driver.find(Promote)
+    assert driver.state == machine.FREEZING
