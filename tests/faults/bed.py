@@ -79,6 +79,12 @@ def cgroup_root() -> Path | None:
     return None
 
 
+def environment() -> dict[str, str]:
+    """Ours, with which our modules are found from any directory."""
+    paths = [*map(str, _SOURCES), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 class Bed:
     """Hosts that see each other. ``with`` makes it and leaves nothing behind, also if this process is killed.
 
@@ -188,7 +194,7 @@ class Bed:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             cwd="/",
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, _SOURCES))},
+            env=environment(),
             # Out of reach of Ctrl-C and of a closed terminal.
             start_new_session=True,
         )

@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from tests.faults.bed import BedError, Host
+from tests.faults.bed import BedError, Host, environment
 
 DISK_BYTES = 256 << 20
 _RESERVE_BYTES = 1 << 16
@@ -114,7 +114,7 @@ class Disk:
             [sys.executable, "-m", "tests.faults.machine", str(self.seen_from_outside)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            env=environment(),
             cwd="/",
             start_new_session=True,
         )

@@ -22,7 +22,7 @@ from redis_agent.lab.waiting import wait_for
 from redis_agent.lab.zookeeper import LabError
 from tests.faults import history
 from tests.faults.analysis import Report, analyse
-from tests.faults.bed import Host
+from tests.faults.bed import Host, environment
 from tests.faults.cluster import CLUSTER, BedCluster, BedMember
 from tests.faults.history import Contents, Fault, Sight, boottime_ns
 from tests.faults.nemesis import NotDone, Plan, Planned
@@ -49,6 +49,7 @@ class Clients:
         self._process = machine.popen(
             [sys.executable, "-m", "tests.faults.workload", msgspec.json.encode(spec).decode()],
             guest=True,
+            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -112,7 +111,7 @@ def test_nothing_stays_behind(tmp_path: Path) -> None:
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(tmp_path / "bed")],
         cwd=Path(__file__).resolve().parents[2],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        env=beds.environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
