@@ -156,7 +156,7 @@ def analyse(entries: Iterable[Entry], finals: Mapping[str, Contents], faults: Se
 
     Args:
         entries: of one round, of all clients.
-        finals: each node's contents after the round, when nobody writes any more.
+        finals: each node's contents after the round, when nobody writes any more. None at all: nothing is said of them.
         faults: of the round; only stops of Redis, guard and host matter.
     """
     history = sorted(entries, key=lambda entry: entry.t0)
@@ -165,11 +165,8 @@ def analyse(entries: Iterable[Entry], finals: Mapping[str, Contents], faults: Se
         if entry.is_write:
             report.tallies.setdefault(entry.op, Tally()).count(entry)
     _compare_nodes(report, finals)
-    contents = next(iter(finals.values()), {})
-    _check_sets(report, [entry for entry in history if entry.op == "set"], contents)
-    _check_lists(report, [entry for entry in history if entry.op == "rpush"], contents)
-    _check_counters(report, [entry for entry in history if entry.op == "incr"], contents)
-    _check_reads(report, [entry for entry in history if entry.op == "get"], contents)
+    if finals:
+        _check_contents(report, history, next(iter(finals.values())))
     _check_primaries(report, history, faults)
     _measure_gaps(report, [entry for entry in history if entry.is_write and not entry.stubborn])
     total = report.total
@@ -179,6 +176,13 @@ def analyse(entries: Iterable[Entry], finals: Mapping[str, Contents], faults: Se
 
 
 # --- the data ---------------------------------------------------------------------------------------------------------
+
+
+def _check_contents(report: Report, history: list[Entry], contents: Contents) -> None:
+    _check_sets(report, [entry for entry in history if entry.op == "set"], contents)
+    _check_lists(report, [entry for entry in history if entry.op == "rpush"], contents)
+    _check_counters(report, [entry for entry in history if entry.op == "incr"], contents)
+    _check_reads(report, [entry for entry in history if entry.op == "get"], contents)
 
 
 def _compare_nodes(report: Report, finals: Mapping[str, Contents]) -> None:

@@ -245,6 +245,8 @@ def execute(options: argparse.Namespace, directory: Path) -> Run:
                     if run.total.violations:
                         _keep(cluster, directory)
                         break
+            except KeyboardInterrupt:
+                print("interrupted: what was done so far", flush=True)
             finally:
                 rounds.close()
                 for each in clients:

@@ -218,9 +218,8 @@ class Rounds:
         by_address = {member.name: member.address.host for member in self._cluster.nodes.values()}
         faults = [msgspec.structs.replace(each, target=by_address.get(each.target, "")) for each in outcome.faults]
         violations = outcome.report.violations
-        if finals:
-            outcome.report = analyse(history.read(paths), _only(finals, prefix), faults)
-            outcome.report.violations += violations
+        outcome.report = analyse(history.read(paths), _only(finals, prefix), faults)
+        outcome.report.violations += violations
         outcome.history = _packed(paths, self._directory / f"{prefix}.jsonl.gz")
         for member in self._cluster.nodes.values():
             outcome.report.violations += [f"{member.name}'s agent gave up: {each}" for each in member.refusals]

@@ -103,6 +103,14 @@ def test_nodes_that_differ() -> None:
     assert report.violations == ["n1 and n2 differ in 1 keys: b"]
 
 
+def test_without_contents_nothing_is_said_of_them() -> None:
+    """A round that did not converge is searched for two primaries all the same."""
+    entries = [write(at, confirmed=True) for at in range(9)] + [write(at, node=B, replid="two") for at in range(4, 9)]
+    report = analyse(entries, {})
+    assert report.total.confirmed_lost == 0
+    assert [each.partition(":")[0] for each in report.violations] == ["two primaries"]
+
+
 # --- counters ---------------------------------------------------------------------------------------------------------
 
 
