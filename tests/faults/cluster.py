@@ -33,7 +33,6 @@ _LOOK_S = 0.02
 _BATCH = 2000
 _BROKEN_FILE = "Bad file format reading the append only file"
 _MANIFEST = "appendonlydir/appendonly.aof.manifest"
-_LAST_LINES = 40
 _REDIS_CONF = """
 bind * -::*
 protected-mode no
@@ -76,6 +75,7 @@ class BedMember(AgentProcess):
         self.powered = True
         self.refusals: list[str] = []
         """Why its agent gave up for good: exit code 2."""
+        self._read_so_far = 0
         announced: Settings = {"redis": {"announce_host": machine.address}, **settings}
         super().__init__(machine.name, machine.directory, announced, port=REDIS_PORT, redis_conf=redis_conf)
         self.address = Address(machine.address, REDIS_PORT)
@@ -93,8 +93,9 @@ class BedMember(AgentProcess):
         if not self.powered or self.process is None or (status := self.process.poll()) is None:
             return
         if status == 2:
-            if self.refusals == []:
-                self.refusals.append(self.last_words(5))
+            if not self.refusals:
+                reasons = [event["reason"] for event in self.log_events() if event.get("event") == "giving_up"]
+                self.refusals.append(str(reasons[-1:])[-300:])
             return
         self.start()
 
@@ -115,12 +116,19 @@ class BedMember(AgentProcess):
         After a write that a full disk cut short, Redis 7.0 truncates the file and goes on behind the old end, which
         leaves a hole (it opens the file of a rewrite without O_APPEND). With that it does not start again.
         """
-        if not any(_BROKEN_FILE in told for told in self.log_text().splitlines()[-_LAST_LINES:]):
+        told = self.log_text()
+        if _BROKEN_FILE not in told[self._read_so_far :] or self.redis_pid is not None:
             return False
-        with suppress(BedError):
+        self._read_so_far = len(told)
+        try:
             self.machine.run("redis-check-aof", "--fix", self.data_dir / _MANIFEST, text="y\n")
-            return True
-        return False
+        except BedError:
+            return False
+        if not self.running:
+            # It said that a person must act, and one has.
+            self.start()
+        self.refusals.clear()
+        return True
 
     def part(self, name: str) -> psutil.Process | None:
         """The agent, the guard or Redis; None if there is none."""

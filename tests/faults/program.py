@@ -231,7 +231,7 @@ def execute(options: argparse.Namespace, directory: Path) -> Run:
     run = Run(directory, options.seed)
     scratch = Path(tempfile.mkdtemp(prefix="ra-faults-"))
     try:
-        with Bed(scratch) as bed, BedEnsemble(bed) as ensemble, BedCluster(bed, ensemble) as cluster:
+        with Bed(scratch, keep=False) as bed, BedEnsemble(bed) as ensemble, BedCluster(bed, ensemble) as cluster:
             run.nodes = {member.name: member.node for member in cluster.nodes.values()}
             reasons = {cluster.why_no_jumps, *(member.disk.why_no_stall for member in cluster.nodes.values())}
             run.remarks = sorted(reasons - {""})

@@ -22,7 +22,7 @@ from redis_agent.lab.waiting import wait_for
 from redis_agent.lab.zookeeper import LabError
 from tests.faults import history
 from tests.faults.analysis import Report, analyse
-from tests.faults.bed import Host, environment
+from tests.faults.bed import BedError, Host, environment
 from tests.faults.cluster import CLUSTER, BedCluster, BedMember
 from tests.faults.history import Contents, Fault, Sight, boottime_ns
 from tests.faults.nemesis import NotDone, Plan, Planned
@@ -257,7 +257,7 @@ class Rounds:
         fault = Fault(t0=boottime_ns(), kind=kind.name, target=planned.target)
         try:
             heal = kind.begin(self._cluster, planned.target, chance)
-        except (NotDone, LabError) as reason:
+        except (NotDone, LabError, BedError) as reason:
             outcome.not_done.append(f"{kind.name} {planned.target}: {reason}")
             return
         outcome.faults.append(fault)
@@ -289,7 +289,7 @@ class Rounds:
         """A person looks in now and then, and does what only a person may."""
         while not over.wait(_OPERATOR_S):
             for member in self._cluster.nodes.values():
-                if member.redis_pid is None and member.repair():
+                if member.repair():
                     outcome.repaired.append(member.name)
 
     def _read(self, outcome: Outcome) -> dict[str, Contents]:
