@@ -18,6 +18,8 @@ _BLIND_SHARE = 1 / 200
 _TICKS_S = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1200)
 _MAX_TICKS = 20
 _BUCKETS = 900
+_LONG_NS = 180_000_000_000
+"""In a longer picture there is no room for names."""
 ROLES = {
     "leads": ("#cfe8cf", "leads (ZooKeeper says so)"),
     "primary": ("#fbe6b4", "primary, and does not serve"),
@@ -126,25 +128,48 @@ class Picture:
                 self._box(x0, foot - low, x1, low, _CONFIRMED)
 
     def _faults(self, faults: Sequence[Fault]) -> None:
-        colours: dict[str, str] = {}
+        in_order = sorted(faults, key=lambda each: each.t0)
+        kinds = sorted({fault.kind for fault in in_order})
+        colours = {kind: _FAULTS[number % len(_FAULTS)] for number, kind in enumerate(kinds)}
+        for fault in in_order:
+            if fault.target in self._nodes:
+                x0, x1 = self._x(fault.t0), self._x(fault.t1 or self._end)
+                row = self._row(fault.target)
+                self._box(x0, row, x1, _ROW, colours[fault.kind], ' fill-opacity="0.12"')
+                self._box(x0, row - 4, x1, 3, colours[fault.kind])
+        if self._end - self._begin > _LONG_NS:
+            self._faults_by_kind(in_order, kinds, colours)
+        else:
+            self._faults_by_name(in_order, colours)
+
+    def _faults_by_kind(self, faults: list[Fault], kinds: list[str], colours: dict[str, str]) -> None:
+        """A line for each kind: there is no room for names."""
+        for kind in kinds:
+            self._text(8, self._bottom + 10, kind, ' fill="#333"')
+            for fault in faults:
+                if fault.kind == kind:
+                    self._band(fault, self._bottom, colours[kind])
+            self._bottom += _BAND + 1
+        self._bottom += 6
+
+    def _faults_by_name(self, faults: list[Fault], colours: dict[str, str]) -> None:
+        """Where there is room, with names."""
         ends: list[float] = []
-        top = self._bottom
-        self._text(8, top + 11, "faults", ' font-weight="bold"')
-        for fault in sorted(faults, key=lambda each: each.t0):
-            colour = colours.setdefault(fault.kind, _FAULTS[len(colours) % len(_FAULTS)])
-            x0, x1 = self._x(fault.t0), self._x(fault.t1 or self._end)
+        self._text(8, self._bottom + 11, "faults", ' font-weight="bold"')
+        for fault in faults:
             label = f"{fault.kind} {fault.target}"
+            x0, x1 = self._x(fault.t0), self._x(fault.t1 or self._end)
             lane = next((number for number, end in enumerate(ends) if end < x0), len(ends))
             ends[lane : lane + 1] = [max(x1, x0 + 6 * len(label)) + 4]
-            y = top + lane * (_BAND + 3)
-            seconds = ((fault.t1 or self._end) - fault.t0) / 1e9
-            self._box(x0, y, x1, _BAND, colour, ' fill-opacity="0.85"', f"{label}: {seconds:.2f} s")
+            y = self._bottom + lane * (_BAND + 3)
+            self._band(fault, y, colours[fault.kind])
             self._text(x0 + 2, y + 10, label, ' font-size="9.5"')
-            if fault.target in self._nodes:
-                row = self._row(fault.target)
-                self._box(x0, row, x1, _ROW, colour, ' fill-opacity="0.12"')
-                self._box(x0, row - 4, x1, 3, colour)
-        self._bottom = top + len(ends) * (_BAND + 3) + 6
+        self._bottom += len(ends) * (_BAND + 3) + 6
+
+    def _band(self, fault: Fault, y: float, colour: str) -> None:
+        end = fault.t1 or self._end
+        told = f"{fault.kind} {fault.target}: {(end - fault.t0) / 1e9:.2f} s"
+        self._box(self._x(fault.t0), y, self._x(end), _BAND - 1, colour, ' fill-opacity="0.85"', told)
 
     def _axis(self) -> None:
         seconds = (self._end - self._begin) / 1e9

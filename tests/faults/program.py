@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from redis_agent.demo import requirements
+from tests.bench.statistics import machine, replace_section
 from tests.faults import bed as beds
 from tests.faults import history, plot
 from tests.faults.analysis import Report, Tally
@@ -181,7 +182,7 @@ def summary(run: Run) -> str:
     repaired = sum(len(each.repaired) for each in run.outcomes)
     rule = "(a pause of more than 100 ms without an acknowledged write is an outage)"
     lines = [
-        f"\nseed {run.seed}: {len(run.outcomes)} rounds, {report.duration_ns / 60e9:.1f} minutes of writing",
+        f"\nSeed {run.seed}: {len(run.outcomes)} rounds, {report.duration_ns / 60e9:.1f} minutes of writing. {machine()}.",
         "",
         "| | attempts | refused | unknown | acknowledged | confirmed | lost, not confirmed | lost, confirmed |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -193,6 +194,7 @@ def summary(run: Run) -> str:
         f"- other acknowledgements that arrived after the next leader's first, and were sent before it: {late}",
         f"- longest outage {report.outage_ns / 1e9:.2f} s, availability {report.availability:.2%} {rule}",
         f"- every node read and equal after each round; slowest convergence {slowest:.1f} s",
+        f"- lost although WAIT alone had counted enough links (but too few voters): {report.total.waited_lost}",
         f"- {report.reads:,} values read, {report.vanished} of them gone later",
         f"- faults: {', '.join(f'{kind} {count}' for kind, count in run.done.most_common())}",
         *([f"- append-only files that an operator had to repair (redis-check-aof): {repaired}"] if repaired else []),
@@ -277,6 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=1, metavar="N", help="number of the first round; default: 1")
     parser.add_argument("--only", default="", metavar="KINDS", help=f"these faults only: {', '.join(BY_NAME)}")
     parser.add_argument("--load", type=float, default=1.0, help="times the usual number of writes (some 600 a second)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="replace the section of this Markdown file")
     parser.add_argument("--directory", type=Path, help="for results; default: build/faults/<time>")
     options = parser.parse_args(arguments)
     requirements.prepare_path()
@@ -289,6 +292,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"seed {options.seed}, {options.minutes:g} minutes; results are in {directory}", flush=True)
     run = execute(options, directory)
     run.finish()
+    if options.output is not None:
+        replace_section(options.output, "faults", summary(run))
+        shutil.copyfile(directory / "timeline.svg", options.output.with_suffix(".svg"))
     if run.total.violations:
         print(f"VIOLATED. Everything is in {directory}; docs/faults.md says how to read it.", file=sys.stderr)
         return 1
