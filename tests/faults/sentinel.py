@@ -214,9 +214,9 @@ class SentinelCluster:
         """Who says of itself that it is one."""
         return [member for member in self.members.values() if member.info().get("role") == "master"]
 
-    def _replicates(self) -> SentinelMember | None:
-        """The only primary, if everybody else follows it."""
-        infos = {member: member.info() for member in self.members.values()}
+    def _replicates(self, names: Sequence[str] = ()) -> SentinelMember | None:
+        """The only primary of these members (default: all), if everybody else follows it."""
+        infos = {self.members[name]: self.members[name].info() for name in names or self.members}
         primaries = [member for member, info in infos.items() if info.get("role") == "master"]
         if len(primaries) != 1:
             return None
@@ -226,6 +226,10 @@ class SentinelCluster:
             info.get("master_host") == primary.address and info.get("master_link_status") == "up" for info in followers
         )
         return primary if in_sync else None
+
+    def wait_replicates(self, names: Sequence[str], limit_s: float = SETTLE_LIMIT_S) -> SentinelMember:
+        """Wait until these members are one primary and its replicas, whatever the Sentinels know. Returns it."""
+        return self._wait(lambda: self._replicates(names), limit_s, f"one primary of {names}, everybody in sync")
 
     def _settled(self) -> SentinelMember | None:
         primary = self._replicates()
