@@ -57,6 +57,8 @@ class Outcome:
     confirmed: Lost = field(default_factory=Lost)
     """SETs that WAIT confirmed to be on a majority."""
     increments: Lost = field(default_factory=Lost)
+    stayers: Lost = field(default_factory=Lost)
+    """SETs of clients that stay with the old primary until it sends them away; in none of the numbers above."""
     doubled: int = 0
     """Increments that were executed more often than they were sent."""
     dual_primary_ms: float = 0.0
@@ -69,14 +71,14 @@ class Outcome:
 
     @property
     def acknowledged_lost(self) -> int:
-        """Of every kind."""
+        """Of every kind, by clients that look for the primary."""
         return self.plain.lost + self.unconfirmed.lost + self.confirmed.lost + self.increments.lost
 
 
 def decode(text: str) -> Outcome:
     """The inverse of ``encode``."""
     known = json.loads(text)
-    for name in ("plain", "unconfirmed", "confirmed", "increments"):
+    for name in ("plain", "unconfirmed", "confirmed", "increments", "stayers"):
         known[name] = Lost(**known[name])
     return Outcome(**known)
 

@@ -30,6 +30,9 @@ class System(Protocol):
     def redis(self, name: str) -> redis.Redis:
         """A client of this member's Redis. Close it (``with``)."""
 
+    restarts_redis: bool
+    """Whether the system itself starts a Redis again that has died."""
+
     def signal_redis(self, name: str, number: signal.Signals) -> None: ...
 
     def init(self, name: str) -> None:
@@ -50,6 +53,8 @@ class System(Protocol):
 
 class SentinelSystem:
     """Redis Sentinel, with a Sentinel beside each Redis."""
+
+    restarts_redis = False
 
     def __init__(self, bed: Bed, settings: SentinelSettings) -> None:
         self.hosts: dict[str, Host] = {name: bed.host(name) for name in NAMES}
@@ -90,3 +95,18 @@ class SentinelSystem:
 
     def stop(self) -> None:
         self.cluster.stop()
+
+
+SENTINELS = {
+    "sentinel-5000": SentinelSettings(),
+    "sentinel-5000-min": SentinelSettings(min_replicas=1),
+    "sentinel-1000": SentinelSettings(down_after_ms=1000),
+    "sentinel-1000-min": SentinelSettings(down_after_ms=1000, min_replicas=1),
+    "sentinel-1000-min-lag2": SentinelSettings(down_after_ms=1000, min_replicas=1, max_lag_s=2),
+    "sentinel-5000-aof": SentinelSettings(appendonly=True),
+}
+
+
+def make(key: str, bed: Bed) -> System:
+    """The system of this name, started and in sync."""
+    return SentinelSystem(bed, SENTINELS[key])
