@@ -14,8 +14,9 @@ from pathlib import Path
 import redis
 
 from redis_agent.lab.waiting import wait_for
+from redis_agent.lab.zookeeper import LabError
 from tests.faults.analysis import Report, analyse
-from tests.faults.bed import Bed
+from tests.faults.bed import OPS, Bed
 from tests.faults.compare_clients import PREFIX, Clients
 from tests.faults.compare_results import Lost, Outcome
 from tests.faults.compare_systems import NAMES, System, make
@@ -82,11 +83,11 @@ def _restart(scene: Scene) -> None:
 
 
 def _host(scene: Scene) -> None:
-    host = scene.bed[scene.primary]
     scene.begin()
     # The network first: the kernel must not tell anybody that the processes ended.
-    host.cut()
-    host.kill()
+    for host in scene.system.rack(scene.primary):
+        host.cut()
+    scene.system.power_cut(scene.primary)
     scene.wait_next()
     scene.dead = scene.primary
 
@@ -100,10 +101,13 @@ def _switchover(scene: Scene) -> None:
 
 
 def _partition(scene: Scene) -> None:
+    rack = scene.system.rack(scene.primary)
+    others = [host for host in scene.bed.hosts.values() if host not in rack and host.name != OPS]
     scene.begin()
-    cut = scene.bed[scene.primary].cut()
+    cuts = [host.cut(others) for host in rack]
     time.sleep(scene.fault_s)
-    cut.heal()
+    for cut in cuts:
+        cut.heal()
     scene.settle()
     time.sleep(AFTERWARDS_S)
 
@@ -113,7 +117,7 @@ def _pause(scene: Scene) -> None:
     scene.system.signal_redis(scene.primary, signal.SIGSTOP)
     time.sleep(scene.fault_s)
     # An agent has killed it by now.
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, LabError):
         scene.system.signal_redis(scene.primary, signal.SIGCONT)
     scene.settle()
     time.sleep(AFTERWARDS_S)
