@@ -37,12 +37,18 @@ PANELS = (
     (
         Panel("Redis crashed", "time to the first write", "crash", lambda each: each.first_write_ms, duration),
         Panel("Host lost", "time to the first write", "host", lambda each: each.first_write_ms, duration),
-        Panel("Planned switchover", "longest time without a write", "switchover", lambda each: each.stopped_ms, duration),
+        Panel(
+            "Planned switchover", "longest time without a write", "switchover", lambda each: each.stopped_ms, duration
+        ),
     ),
     (
         Panel("Partition of 20 s", "acknowledged writes lost", "partition", lambda each: each.acknowledged_lost, count),
-        Panel("Partition of 20 s", "two primaries acknowledge", "partition", lambda each: each.dual_primary_ms, duration),
-        Panel("Planned switchover", "acknowledged writes lost", "switchover", lambda each: each.acknowledged_lost, count),
+        Panel(
+            "Partition of 20 s", "two primaries acknowledge", "partition", lambda each: each.dual_primary_ms, duration
+        ),
+        Panel(
+            "Planned switchover", "acknowledged writes lost", "switchover", lambda each: each.acknowledged_lost, count
+        ),
     ),
 )
 
@@ -55,8 +61,10 @@ def picture(outcomes: Sequence[Outcome], caption: str) -> str:
     row_height = _HEAD + _STEP * len(systems) + _GAP
     height = _MARGIN + row_height * len(PANELS) + 26
     parts = [
-        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {_WIDTH} {height:.0f}' "
-        f"width='{_WIDTH}' height='{height:.0f}' role='img' {_FONT}>",
+        (
+            f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {_WIDTH} {height:.0f}' "
+            f"width='{_WIDTH}' height='{height:.0f}' role='img' {_FONT}>"
+        ),
         "<title>redis-agent and Redis Sentinel under the same faults</title>",
     ]
     for number, row in enumerate(PANELS):
@@ -97,9 +105,7 @@ def _panel(
     return parts
 
 
-def _bar(
-    found: Spread | None, panel: Panel, system: str, left: float, top: float, scale: float
-) -> list[str]:
+def _bar(found: Spread | None, panel: Panel, system: str, left: float, top: float, scale: float) -> list[str]:
     middle = top + _BAR / 2
     if found is None:
         return [_text(left + 6, top + _BAR - 1, "not measured", size=11)]

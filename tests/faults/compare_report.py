@@ -33,12 +33,12 @@ def shown(found: Spread | None, text: Callable[[float], str]) -> str:
 COLUMNS: tuple[tuple[str, Number, Callable[[float], str]], ...] = (
     ("first write", lambda each: each.first_write_ms, duration),
     ("no write for", lambda each: each.stopped_ms, duration),
-    ("acknowledged, lost", lambda each: each.acknowledged_lost, count),
-    ("of them confirmed by WAIT", lambda each: each.confirmed.lost, count),
+    ("acknowledged and lost", lambda each: each.acknowledged_lost, count),
+    ("confirmed and lost", lambda each: each.confirmed.lost, count),
     ("INCR lost", lambda each: each.increments.lost, count),
-    ("INCR doubled", lambda each: each.doubled, count),
-    ("two primaries for", lambda each: each.dual_primary_ms, duration),
-    ("unknown", lambda each: each.unknown, count),
+    ("two primaries", lambda each: each.dual_primary_ms, duration),
+    ("lost by clients that stay", lambda each: each.stayers.lost, count),
+    ("unknown outcome", lambda each: each.unknown, count),
 )
 
 
@@ -56,10 +56,10 @@ def table(outcomes: Sequence[Outcome], scenario: str) -> str:
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """All tables, and what all runs together have written."""
     lines = []
-    for scenario, title in SCENARIOS.items():
+    for scenario, about in SCENARIOS.items():
         these = [each for each in outcomes if each.scenario == scenario]
         if these:
-            lines += [f"### {title[0].upper()}{title[1:]}", "", f"{_runs(these)}.", "", table(outcomes, scenario), ""]
+            lines += [f"### {about.title}", "", f"{_runs(these)}.", "", table(outcomes, scenario), ""]
             lines += [f"- {note}" for note in _notes(these)]
             lines += [""] if _notes(these) else []
     lines += ["### All together", "", totals(outcomes)]
@@ -81,6 +81,7 @@ def _notes(outcomes: Iterable[Outcome]) -> list[str]:
     for each in outcomes:
         remarks = [each.note] if each.note else []
         remarks += [] if each.equal else ["the nodes had different data in the end"]
+        remarks += ["increments were doubled"] if each.doubled else []
         for remark in remarks:
             found[each.system, remark] = found.get((each.system, remark), 0) + 1
     return [f"{SYSTEMS[system]}: {remark} ({times} times)" for (system, remark), times in found.items()]

@@ -1,5 +1,6 @@
 """What one run of the comparison measured, and where it is kept: one JSON file for each, so that a comparison that was
-interrupted goes on where it was."""
+interrupted goes on where it was.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +18,30 @@ SYSTEMS = {
     "sentinel-1000": "Sentinel 1000",
     "sentinel-1000-min": "Sentinel 1000, min-replicas",
     "sentinel-1000-min-lag2": "Sentinel 1000, min-replicas, max-lag 2",
+    "sentinel-5000-aof": "Sentinel 5000, AOF",
 }
+"""What they are called; settings are in compare_systems.py."""
+_ALL = tuple(key for key in SYSTEMS if key != "sentinel-5000-aof")
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A fault, and the systems it makes sense to compare under it."""
+
+    title: str
+    systems: tuple[str, ...] = _ALL
+
+
 SCENARIOS = {
-    "crash": "SIGKILL to the primary's redis-server",
-    "host": "the primary's host loses power and network",
-    "switchover": "planned switchover",
-    "partition": "the primary and a client cut off for 20 s",
-    "pause": "SIGSTOP to the primary's redis-server for 20 s",
+    "crash": Scenario("SIGKILL to the primary's redis-server"),
+    "host": Scenario("The primary's host loses power and network"),
+    "switchover": Scenario("Planned switchover"),
+    "partition": Scenario("The primary and a client cut off"),
+    "pause": Scenario("SIGSTOP to the primary's redis-server, SIGCONT later", ("agent", *_ALL[2:6])),
+    "restart": Scenario(
+        "SIGKILL to the primary's redis-server, which is started again at once",
+        ("agent", "sentinel-5000", "sentinel-5000-aof"),
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import signal
 import time
@@ -14,7 +15,6 @@ from pathlib import Path
 import redis
 
 from redis_agent.lab.waiting import wait_for
-from redis_agent.lab.zookeeper import LabError
 from tests.faults.analysis import Report, analyse
 from tests.faults.bed import OPS, Bed
 from tests.faults.compare_clients import PREFIX, Clients
@@ -50,6 +50,13 @@ class Scene:
     def begin(self) -> None:
         self.at_ns = boottime_ns()
 
+    def signal_redis(self, number: signal.Signals) -> int:
+        """The fault begins with a signal to the primary's Redis. Returns its process id."""
+        pid = self.system.redis_pid(self.primary)
+        self.begin()
+        os.kill(pid, number)
+        return pid
+
     def wait_next(self) -> None:
         """Wait until the majority's clients write to another primary, and have done so for a while."""
         self.clients.wait_written(self.at_ns, LIMIT_S, past_node=self.system.node(self.primary))
@@ -62,8 +69,7 @@ class Scene:
 
 
 def _crash(scene: Scene) -> None:
-    scene.begin()
-    scene.system.signal_redis(scene.primary, signal.SIGKILL)
+    scene.signal_redis(signal.SIGKILL)
     scene.wait_next()
     if not scene.system.restarts_redis:
         scene.dead = scene.primary
@@ -71,8 +77,7 @@ def _crash(scene: Scene) -> None:
 
 def _restart(scene: Scene) -> None:
     """As ``_crash``, with an init that starts Redis again; an agent does so itself."""
-    scene.begin()
-    scene.system.signal_redis(scene.primary, signal.SIGKILL)
+    scene.signal_redis(signal.SIGKILL)
     # systemd's RestartSec.
     time.sleep(0.1)
     if not scene.system.restarts_redis:
@@ -113,12 +118,11 @@ def _partition(scene: Scene) -> None:
 
 
 def _pause(scene: Scene) -> None:
-    scene.begin()
-    scene.system.signal_redis(scene.primary, signal.SIGSTOP)
+    pid = scene.signal_redis(signal.SIGSTOP)
     time.sleep(scene.fault_s)
     # An agent has killed it by now.
-    with suppress(ProcessLookupError, LabError):
-        scene.system.signal_redis(scene.primary, signal.SIGCONT)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
     scene.settle()
     time.sleep(AFTERWARDS_S)
 
@@ -175,6 +179,10 @@ def run(
         final = system.wait_settled(alive, LIMIT_S)
         contents = read_all(system, [final, *(name for name in alive if name != final)])
     outcome = measure(history, contents, scene.at_ns, nodes[primary], moved=scenario != "restart")
+    if scenario == "pause":
+        # A stopped Redis takes no writes: two primaries can be there only when it goes on.
+        later = [entry for entry in history if entry.t0 >= scene.over_ns]
+        outcome.dual_primary_ms = analyse(later, contents).dual_ms
     outcome.system, outcome.scenario, outcome.run, outcome.note = system_key, scenario, number, scene.note
     if scene.over_ns:
         outcome.settled_ms = (settled_ns - scene.over_ns) / 1e6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -44,7 +43,8 @@ class System(Protocol):
     def redis(self, name: str) -> redis.Redis:
         """A client of this member's Redis. Close it (``with``)."""
 
-    def signal_redis(self, name: str, number: signal.Signals) -> None: ...
+    def redis_pid(self, name: str) -> int:
+        """Of the member's redis-server."""
 
     def power_cut(self, name: str) -> None:
         """Everything in the member's rack is gone at once, but for clients."""
@@ -108,8 +108,8 @@ class SentinelSystem:
     def redis(self, name: str) -> redis.Redis:
         return self.member(name).redis(timeout_s=10.0)
 
-    def signal_redis(self, name: str, number: signal.Signals) -> None:
-        self.member(name).signal_redis(number)
+    def redis_pid(self, name: str) -> int:
+        return self.member(name).redis_pid
 
     def power_cut(self, name: str) -> None:
         self.hosts[name].kill()
@@ -169,8 +169,10 @@ class AgentSystem:
     def redis(self, name: str) -> redis.Redis:
         return self.cluster[name].redis(timeout_s=10.0)
 
-    def signal_redis(self, name: str, number: signal.Signals) -> None:
-        self.cluster[name].signal_redis(number)
+    def redis_pid(self, name: str) -> int:
+        pid = self.cluster[name].redis_pid
+        assert pid is not None
+        return pid
 
     def power_cut(self, name: str) -> None:
         self.cluster.nodes[name].power_cut()

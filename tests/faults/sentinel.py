@@ -5,7 +5,6 @@ It is steered through unix sockets, which any network namespace reaches.
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import redis
+from redis import Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -26,7 +25,7 @@ SENTINEL_PORT = 26379
 QUORUM = 2
 START_LIMIT_S = 15.0
 SETTLE_LIMIT_S = 60.0
-_SENTINEL_ERRORS = (redis.RedisError, OSError)
+_SENTINEL_ERRORS = (RedisError, OSError)
 
 
 class Place(Protocol):
@@ -127,15 +126,16 @@ class SentinelMember:
         if self.sentinel_process is None or self.sentinel_process.poll() is not None:
             self.start_sentinel()
 
-    def signal_redis(self, number: signal.Signals) -> None:
+    @property
+    def redis_pid(self) -> int:
         assert self.redis_process is not None
-        self.redis_process.send_signal(number)
+        return self.redis_process.pid
 
-    def redis(self, timeout_s: float = 2.0) -> redis.Redis:
+    def redis(self, timeout_s: float = 2.0) -> Redis:
         """A client of this Redis that retries nothing. Close it (``with``)."""
         return _client(self._socket("redis"), timeout_s)
 
-    def sentinel(self, timeout_s: float = 2.0) -> redis.Redis:
+    def sentinel(self, timeout_s: float = 2.0) -> Redis:
         """The same of its Sentinel."""
         return _client(self._socket("sentinel"), timeout_s)
 
@@ -173,8 +173,8 @@ class SentinelMember:
         return "".join(told)
 
 
-def _client(path: Path, timeout_s: float) -> redis.Redis:
-    return redis.Redis(
+def _client(path: Path, timeout_s: float) -> Redis:
+    return Redis(
         unix_socket_path=str(path),
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
