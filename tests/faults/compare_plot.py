@@ -55,7 +55,8 @@ PANELS = (
 
 def picture(outcomes: Sequence[Outcome], caption: str) -> str:
     """The whole plot."""
-    systems = [key for key in SYSTEMS if any(each.system == key for each in outcomes)]
+    asked = {panel.scenario for row in PANELS for panel in row}
+    systems = [key for key in SYSTEMS if any(each.system == key and each.scenario in asked for each in outcomes)]
     columns = max(len(row) for row in PANELS)
     panel_width = (_WIDTH - _NAMES - 2 * _MARGIN - (columns - 1) * _GAP) / columns
     row_height = _HEAD + _STEP * len(systems) + _GAP
