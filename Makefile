@@ -52,6 +52,9 @@ bench: setup ## failover, handover and restart times, idle cost: FAILOVERS=300 H
 	$(PY) -m tests.bench --failovers $(or $(FAILOVERS),300) --handovers $(or $(HANDOVERS),300) \
 		--restarts $(or $(RESTARTS),30) $(ARGS)
 
+compare: setup ## redis-agent and Redis Sentinel under the same faults (root): ARGS='--runs 3 --docs'
+	$(PY) -m tests.faults.compare $(ARGS)
+
 docs: setup ## rewrite the generated parts of docs/ and systemd/
 	$(PY) scripts/generate_docs.py
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.faults.history import Entry, read
 from tests.faults.workload import Plugin, Role, Spec
 
 PREFIX = "cmp"
-ANSWER_LIMIT_S = 30.0
+ANSWER_LIMIT_S = 60.0
 STAYER_RATE_PER_S = 50.0
 
 
@@ -95,7 +96,11 @@ class Clients:
     @staticmethod
     def _expect(process: subprocess.Popen[str], word: str) -> None:
         assert process.stdout is not None
+        # One that hangs is killed, and has said nothing then.
+        limit = threading.Timer(ANSWER_LIMIT_S, process.kill)
+        limit.start()
         said = process.stdout.readline().strip()
+        limit.cancel()
         if said != word:
             raise RuntimeError(f"a client process said {said!r} instead of {word!r}")
 

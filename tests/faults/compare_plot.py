@@ -14,7 +14,8 @@ from tests.faults.compare_results import SYSTEMS, Outcome, Spread, spread
 
 INK = "#7a828e"
 OURS = "#2f81d7"
-OTHERS = "#c2763a"
+OTHERS = "#d08a4e"
+RANGE = "#5a6069"
 _FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
 _WIDTH, _NAMES, _MARGIN, _GAP = 1080, 250, 16, 18
 _BAR, _STEP, _HEAD = 11, 20, 44
@@ -117,7 +118,7 @@ def _bar(found: Spread | None, panel: Panel, system: str, left: float, top: floa
         # From the least to the most; the bar is the median.
         parts.append(
             f"<path d='M{low:.1f} {middle:.1f}H{high:.1f}M{low:.1f} {middle - 3:.1f}v6M{high:.1f} {middle - 3:.1f}v6' "
-            f"stroke='{INK}' stroke-width='1.5' fill='none'/>"
+            f"stroke='{RANGE}' stroke-width='1.5' fill='none'/>"
         )
     parts.append(_text(max(end, high) + 6, top + _BAR - 1, panel.text(found.median)))
     return parts

@@ -37,6 +37,7 @@ COLUMNS: tuple[tuple[str, Number, Callable[[float], str]], ...] = (
     ("confirmed and lost", lambda each: each.confirmed.lost, count),
     ("INCR lost", lambda each: each.increments.lost, count),
     ("two primaries", lambda each: each.dual_primary_ms, duration),
+    ("settled after", lambda each: each.settled_ms, duration),
     ("lost by clients that stay", lambda each: each.stayers.lost, count),
     ("unknown outcome", lambda each: each.unknown, count),
 )
