@@ -72,6 +72,9 @@ def perform(options: argparse.Namespace, store: Store) -> int:
         told = f"[{done}/{len(missing_runs)}] {scenario}, {SYSTEMS[system]}, run {number}"
         try:
             outcome = run(system, scenario, number, directory, fault_s=options.fault_seconds, rate_per_s=options.rate)
+        except KeyboardInterrupt:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         except Exception as error:  # noqa: BLE001  (whatever it was, the other runs go on, and this one is tried again)
             failed += 1
             print(f"{told}: failed, see {directory}: {error}", file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ from tests.faults.workload import Plugin, Role, Spec
 PREFIX = "cmp"
 ANSWER_LIMIT_S = 60.0
 STAYER_RATE_PER_S = 50.0
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def roles(rate_per_s: float) -> list[Role]:
@@ -78,7 +79,7 @@ class Clients:
         self._processes[client] = host.popen(
             [sys.executable, "-m", "tests.faults.workload", spec],
             guest=True,
-            cwd=Path.cwd(),
+            cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
