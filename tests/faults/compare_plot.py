@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from tests.faults.compare_report import Number, count, duration
-from tests.faults.compare_results import SYSTEMS, Outcome, Spread, spread
+from tests.faults.compare_results import MAIN, SYSTEMS, Outcome, Spread, spread
 
 INK = "#7a828e"
 OURS = "#2f81d7"
@@ -56,8 +56,7 @@ PANELS = (
 
 def picture(outcomes: Sequence[Outcome], caption: str) -> str:
     """The whole plot."""
-    asked = {panel.scenario for row in PANELS for panel in row}
-    systems = [key for key in SYSTEMS if any(each.system == key and each.scenario in asked for each in outcomes)]
+    systems = [key for key in MAIN if any(each.system == key for each in outcomes)]
     columns = max(len(row) for row in PANELS)
     panel_width = (_WIDTH - _NAMES - 2 * _MARGIN - (columns - 1) * _GAP) / columns
     row_height = _HEAD + _STEP * len(systems) + _GAP

@@ -19,9 +19,11 @@ SYSTEMS = {
     "sentinel-1000-min": "Sentinel 1000, min-replicas",
     "sentinel-1000-min-lag2": "Sentinel 1000, min-replicas, max-lag 2",
     "sentinel-5000-aof": "Sentinel 5000, AOF",
+    "sentinel-1000-pause": "Sentinel 1000, `CLIENT PAUSE` before",
 }
 """What they are called; settings are in compare_systems.py."""
-_ALL = tuple(key for key in SYSTEMS if key != "sentinel-5000-aof")
+MAIN = tuple(SYSTEMS)[:7]
+"""Those that every fault can tell apart; the others are for one question each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +31,15 @@ class Scenario:
     """A fault, and the systems it makes sense to compare under it."""
 
     title: str
-    systems: tuple[str, ...] = _ALL
+    systems: tuple[str, ...] = MAIN
 
 
 SCENARIOS = {
     "crash": Scenario("SIGKILL to the primary's redis-server"),
     "host": Scenario("The primary's host loses power and network"),
-    "switchover": Scenario("Planned switchover"),
+    "switchover": Scenario("Planned switchover", (*MAIN, "sentinel-1000-pause")),
     "partition": Scenario("The primary and a client cut off"),
-    "pause": Scenario("SIGSTOP to the primary's redis-server, SIGCONT later", ("agent", *_ALL[2:6])),
+    "pause": Scenario("SIGSTOP to the primary's redis-server, SIGCONT later", ("agent", *MAIN[2:6])),
     "restart": Scenario(
         "SIGKILL to the primary's redis-server, which is started again at once",
         ("agent", "sentinel-5000", "sentinel-5000-aof"),

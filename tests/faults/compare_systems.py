@@ -18,6 +18,8 @@ from tests.faults.sentinel import MASTER, REDIS_PORT, SentinelCluster, SentinelM
 from tests.faults.workload import Plugin
 
 NAMES = ("n1", "n2", "n3")
+PAUSE_MS = 15_000
+"""Longer than Sentinel needs to make the old primary a replica."""
 WARM_UP = 300
 """Requests to each ZooKeeper server beforehand."""
 
@@ -77,11 +79,18 @@ class AgentSettings:
 
 
 class SentinelSystem:
-    """Redis Sentinel, with a Sentinel beside each Redis."""
+    """Redis Sentinel, with a Sentinel beside each Redis.
+
+    Args:
+        bed: for its hosts.
+        settings: of Sentinels and Redis.
+        pauses: the operator holds writes back before a planned switchover.
+    """
 
     restarts_redis = False
 
-    def __init__(self, bed: Bed, settings: SentinelSettings) -> None:
+    def __init__(self, bed: Bed, settings: SentinelSettings, *, pauses: bool = False) -> None:
+        self._pauses = pauses
         self.hosts: dict[str, Host] = {name: bed.host(name) for name in NAMES}
         self.cluster = SentinelCluster([*self.hosts.values()], settings)
         self.cluster.start()
@@ -118,6 +127,9 @@ class SentinelSystem:
         self.member(name).start_missing()
 
     def switchover(self) -> str:
+        if self._pauses:
+            with self.redis(self.primary()) as client:
+                client.client_pause(PAUSE_MS, all=False)
         self.cluster.switchover()
         return ""
 
@@ -199,6 +211,7 @@ SENTINELS = {
     "sentinel-1000-min": SentinelSettings(down_after_ms=1000, min_replicas=1),
     "sentinel-1000-min-lag2": SentinelSettings(down_after_ms=1000, min_replicas=1, max_lag_s=2),
     "sentinel-5000-aof": SentinelSettings(appendonly=True),
+    "sentinel-1000-pause": SentinelSettings(down_after_ms=1000),
 }
 
 
@@ -210,4 +223,6 @@ AGENTS = {
 
 def make(key: str, bed: Bed) -> System:
     """The system of this name, started and in sync."""
-    return AgentSystem(bed, AGENTS[key]) if key in AGENTS else SentinelSystem(bed, SENTINELS[key])
+    if key in AGENTS:
+        return AgentSystem(bed, AGENTS[key])
+    return SentinelSystem(bed, SENTINELS[key], pauses=key == "sentinel-1000-pause")
