@@ -26,6 +26,8 @@ RATE_PER_S = 1000.0
 WARM_S = 2.0
 AFTERWARDS_S = 2.0
 LIMIT_S = 90.0
+SILENCE_NS = 250_000_000
+"""A node that acknowledges nothing for longer takes no writes meanwhile."""
 _BATCH = 5000
 
 
@@ -183,10 +185,6 @@ def run(
         final = system.wait_settled(alive, LIMIT_S)
         contents = read_all(system, [final, *(name for name in alive if name != final)])
     outcome = measure(history, contents, scene.at_ns, nodes[primary], moved=scenario != "restart")
-    if scenario == "pause":
-        # A stopped Redis takes no writes: two primaries can be there only when it goes on.
-        later = [entry for entry in history if entry.t0 >= scene.over_ns]
-        outcome.dual_primary_ms = analyse(later, contents).dual_ms
     outcome.system, outcome.scenario, outcome.run, outcome.note = system_key, scenario, number, scene.note
     if scene.over_ns:
         outcome.settled_ms = (settled_ns - scene.over_ns) / 1e6
@@ -236,15 +234,37 @@ def measure(
     primary, final = next(iter(contents.items()))
     looking = [entry for entry in history if not entry.stubborn]
     far = [entry for entry in looking if entry.client.startswith("far")]
-    # The nodes are compared once, with everything; what is lost is counted for those that look for the primary.
-    everything = analyse(history, contents)
     report = analyse(looking, {primary: final})
-    outcome = Outcome(system="", scenario="", run=0, dual_primary_ms=everything.dual_ms)
+    outcome = Outcome(system="", scenario="", run=0, dual_primary_ms=dual_primary_ms(history))
     outcome.first_write_ms = _first_ms(far, at_ns, old_node if moved else "")
     outcome.stopped_ms = _longest_gap_ms(far, at_ns)
     outcome.equal = all(other == final for other in contents.values())
     _count(outcome, report, history, final)
     return outcome
+
+
+def dual_primary_ms(history: Sequence[Entry]) -> float:
+    """For so long two nodes acknowledged writes, as a lower bound: a node does from the first acknowledgement to the
+    sending of the last acknowledged write, and whenever it acknowledged nothing for a while, it did not.
+    """
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for entry in sorted((each for each in history if each.ok and each.is_write), key=lambda each: each.t1):
+        known = spans.setdefault(entry.node, [])
+        if known and entry.t1 - known[-1][1] <= SILENCE_NS:
+            known[-1] = (known[-1][0], max(known[-1][1], entry.t0))
+        else:
+            known.append((entry.t1, entry.t1))
+    overlaps = [
+        (max(one[0], other[0]), min(one[1], other[1]))
+        for first, second in itertools.combinations(spans.values(), 2)
+        for one in first
+        for other in second
+    ]
+    total = until = 0
+    for begin, end in sorted(overlaps):
+        total += max(0, end - max(begin, until))
+        until = max(until, end)
+    return total / 1e6
 
 
 def _count(outcome: Outcome, report: Report, history: Sequence[Entry], final: dict[str, str]) -> None:

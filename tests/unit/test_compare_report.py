@@ -11,7 +11,7 @@ import pytest
 from tests.faults.compare_plot import PANELS, picture
 from tests.faults.compare_report import duration, markdown, numbers, table, totals
 from tests.faults.compare_results import MAIN, SCENARIOS, SYSTEMS, Lost, Outcome, Spread, Store, decode, encode
-from tests.faults.compare_run import measure
+from tests.faults.compare_run import dual_primary_ms, measure
 from tests.faults.history import Entry
 from tests.faults.sentinel import SentinelSettings
 from tests.faults.sentinel_finder import SentinelFinder
@@ -82,6 +82,21 @@ def test_two_primaries_are_seen_through_clients_that_stay() -> None:
     ]
     contents = {each.key: "v" for each in history} | {"c": "1"}
     assert measure(history, {"n1": contents}, 45 * MS, "a").dual_primary_ms == 100 - 51
+
+
+def test_a_primary_that_stands_still_is_none() -> None:
+    """Stopped or paused, it takes no writes; when it goes on, it does again."""
+    history = [
+        *(entry("stays", at_ms, "a", stubborn=True) for at_ms in (0, 10, 900, 1000)),
+        *(entry("far", 100 * number, "b") for number in range(1, 13)),
+    ]
+    assert dual_primary_ms(history) == 1000 - 901
+
+
+def test_a_late_answer_is_no_second_primary() -> None:
+    """It was sent before the other began, so its primary may have ended long ago."""
+    late = entry("stays", 0, "a", stubborn=True, t1=500 * MS)
+    assert dual_primary_ms([late, *(entry("far", 100 * number, "b") for number in range(1, 10))]) == 0
 
 
 def test_nodes_that_differ_are_noticed() -> None:
