@@ -103,7 +103,8 @@ def report(options: argparse.Namespace, store: Store) -> bool:
         f"and pauses of {known['partitions and pauses last']}. {dt.datetime.now(dt.UTC):%Y-%m-%d}."
     )
     text = f"{setting}\n\n{markdown(outcomes)}"
-    caption = f"Bars: median of up to {runs} runs; lines: from the least to the most. Less is better everywhere."
+    bars = f"Bars: median of {runs} runs; lines: from the least to the most" if runs > 1 else "One run of each"
+    caption = f"{bars}. Dark: confirmed by WAIT. Less is better everywhere."
     plot = picture(outcomes, caption)
     (options.directory / "comparison.md").write_text(text + "\n", encoding="utf-8")
     (options.directory / "comparison.svg").write_text(plot, encoding="utf-8")

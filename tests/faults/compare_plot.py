@@ -15,6 +15,7 @@ from tests.faults.compare_results import MAIN, SYSTEMS, Outcome, Spread, spread
 INK = "#7a828e"
 OURS = "#2f81d7"
 OTHERS = "#d08a4e"
+CONFIRMED = "#a34f1c"
 RANGE = "#5a6069"
 _FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
 _WIDTH, _NAMES, _MARGIN, _GAP = 1080, 250, 16, 18
@@ -32,6 +33,16 @@ class Panel:
     scenario: str
     number: Number
     text: Callable[[float], str]
+    part: Number | None = None
+    """A part of the number that is shown darker."""
+
+
+def _lost(outcome: Outcome) -> float:
+    return outcome.acknowledged_lost
+
+
+def _confirmed_lost(outcome: Outcome) -> float:
+    return outcome.confirmed.lost
 
 
 PANELS = (
@@ -43,13 +54,16 @@ PANELS = (
         ),
     ),
     (
-        Panel("Partition of 20 s", "acknowledged writes lost", "partition", lambda each: each.acknowledged_lost, count),
         Panel(
-            "Partition of 20 s", "two primaries acknowledge", "partition", lambda each: each.dual_primary_ms, duration
+            "Partition",
+            "acknowledged writes lost",
+            "partition",
+            _lost,
+            count,
+            _confirmed_lost,
         ),
-        Panel(
-            "Planned switchover", "acknowledged writes lost", "switchover", lambda each: each.acknowledged_lost, count
-        ),
+        Panel("Partition", "two primaries acknowledge", "partition", lambda each: each.dual_primary_ms, duration),
+        Panel("Planned switchover", "acknowledged writes lost", "switchover", _lost, count, _confirmed_lost),
     ),
 )
 
@@ -102,17 +116,24 @@ def _panel(
         f"stroke='{INK}' stroke-width='1'/>"
     )
     for index, system in enumerate(systems):
-        parts += _bar(found[system], panel, system, left, top + _HEAD + index * _STEP, scale)
+        dark = spread(outcomes, system, panel.scenario, panel.part) if panel.part is not None else None
+        parts += _bar(found[system], dark, panel, system, left, top + _HEAD + index * _STEP, scale)
     return parts
 
 
-def _bar(found: Spread | None, panel: Panel, system: str, left: float, top: float, scale: float) -> list[str]:
+def _bar(
+    found: Spread | None, dark: Spread | None, panel: Panel, system: str, left: float, top: float, scale: float
+) -> list[str]:
     middle = top + _BAR / 2
     if found is None:
         return [_text(left + 6, top + _BAR - 1, "not measured", size=11)]
     colour = OURS if system.startswith("agent") else OTHERS
     end, low, high = (left + scale * value for value in (found.median, found.least, found.most))
     parts = [f"<rect x='{left:.1f}' y='{top:.1f}' width='{end - left:.1f}' height='{_BAR}' fill='{colour}'/>"]
+    if dark is not None and dark.median:
+        parts.append(
+            f"<path d='M{left:.1f} {top:.1f}h{scale * dark.median:.1f}v{_BAR}H{left:.1f}z' fill='{CONFIRMED}'/>"
+        )
     if high - low >= 1:
         # From the least to the most; the bar is the median.
         parts.append(

@@ -20,7 +20,7 @@ from tests.faults.workload import Plugin
 NAMES = ("n1", "n2", "n3")
 PAUSE_MS = 15_000
 """Longer than Sentinel needs to make the old primary a replica."""
-WARM_UP = 300
+WARM_UP = 200
 """Requests to each ZooKeeper server beforehand."""
 
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.faults.compare_plot import PANELS, picture
+from tests.faults.compare_plot import CONFIRMED, PANELS, picture
 from tests.faults.compare_report import duration, markdown, numbers, table, totals
 from tests.faults.compare_results import MAIN, SCENARIOS, SYSTEMS, Lost, Outcome, Spread, Store, decode, encode
 from tests.faults.compare_run import dual_primary_ms, measure
@@ -188,6 +188,15 @@ def test_picture_says_what_was_not_measured(outcomes: list[Outcome]) -> None:
     """A bar of length 0 would be a claim."""
     some = [each for each in outcomes if (each.system, each.scenario) != ("sentinel-1000", "host")]
     assert picture(some, "").count("not measured") == 1
+
+
+def test_picture_tells_confirmed_writes_apart() -> None:
+    """Of what was lost, the part that nobody expected to lose is darker."""
+    lost = {"plain": Lost(acknowledged=9, lost=6), "confirmed": Lost(acknowledged=9, lost=3)}
+    root = ET.fromstring(picture([outcome("sentinel-5000", "switchover", **lost)], ""))  # type: ignore[arg-type]
+    (dark,) = [each for each in root.findall(f"{SVG}path") if each.attrib["fill"] == CONFIRMED]
+    longest = max(float(bar.attrib["width"]) for bar in root.findall(f"{SVG}rect"))
+    assert f"h{longest / 3:.1f}v" in dark.attrib["d"]
 
 
 # --- Sentinel's side --------------------------------------------------------------------------------------------------
