@@ -54,14 +54,7 @@ PANELS = (
         ),
     ),
     (
-        Panel(
-            "Partition",
-            "acknowledged writes lost",
-            "partition",
-            _lost,
-            count,
-            _confirmed_lost,
-        ),
+        Panel("Partition", "acknowledged writes lost", "partition", _lost, count, _confirmed_lost),
         Panel("Partition", "two primaries acknowledge", "partition", lambda each: each.dual_primary_ms, duration),
         Panel("Planned switchover", "acknowledged writes lost", "switchover", _lost, count, _confirmed_lost),
     ),

@@ -83,6 +83,7 @@ def _notes(outcomes: Iterable[Outcome]) -> list[str]:
         remarks = [each.note] if each.note else []
         remarks += [] if each.equal else ["the nodes had different data in the end"]
         remarks += ["increments were doubled"] if each.doubled else []
+        remarks += ["no other primary took over"] if each.first_write_ms is None else []
         for remark in remarks:
             found[each.system, remark] = found.get((each.system, remark), 0) + 1
     return [f"{SYSTEMS[system]}: {remark} ({times} times)" for (system, remark), times in found.items()]

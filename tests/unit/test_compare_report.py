@@ -73,6 +73,17 @@ def test_first_write_is_one_of_the_next_primary() -> None:
     assert found.stopped_ms == 200
 
 
+def test_an_outage_until_the_end_is_one() -> None:
+    """Clients that never write again have no acknowledgement that would end it."""
+    history = [
+        entry("far", 0, "a", op="incr", key="c", value="", result=1),
+        entry("far", 100, "a", outcome="unknown", t1=20_000 * MS),
+    ]
+    found = measure(history, {"n1": {"c": "1"}}, 0, "a")
+    assert found.first_write_ms is None
+    assert found.stopped_ms == 19_999
+
+
 def test_two_primaries_are_seen_through_clients_that_stay() -> None:
     """From the later one's first acknowledgement to the last write that the earlier one took."""
     history = [
