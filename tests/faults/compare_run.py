@@ -299,6 +299,6 @@ def _longest_gap_ms(history: Sequence[Entry], at_ns: int) -> float:
     """Without an acknowledgement, among those that begin shortly before the fault or later. The end counts as one: it
     is where the attempts end that were under way.
     """
-    stamps = sorted(each.t1 for each in history if each.ok) + [max((each.t1 for each in history), default=0)]
+    stamps = [*sorted(each.t1 for each in history if each.ok), max((each.t1 for each in history), default=0)]
     since = [stamp for stamp in stamps if stamp >= at_ns - 50_000_000]
     return max((after - before for before, after in itertools.pairwise(since)), default=0) / 1e6
