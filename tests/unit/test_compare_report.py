@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from tests.faults.compare import check_store, wanted
 from tests.faults.compare_plot import CONFIRMED, PANELS, picture
 from tests.faults.compare_report import duration, markdown, numbers, table, totals
 from tests.faults.compare_results import MAIN, SCENARIOS, SYSTEMS, Lost, Outcome, Spread, Store, decode, encode
@@ -128,6 +130,27 @@ def test_a_comparison_goes_on_where_it_was(tmp_path: Path) -> None:
     assert store.has("agent", "crash", 1)
     assert not store.has("agent", "crash", 2)
     assert store.all() == [kept] == [decode(encode(kept))]
+
+
+def options(directory: Path, **given: object) -> argparse.Namespace:
+    known: dict[str, object] = {"runs": 2, "rate": 1000.0, "fault_seconds": 20.0, "directory": directory}
+    return argparse.Namespace(**(known | {"systems": [*SYSTEMS], "scenarios": [*SCENARIOS]} | given))
+
+
+def test_each_system_has_a_first_run_before_any_has_a_second(tmp_path: Path) -> None:
+    """What was interrupted compares as many runs of each, or one more of some."""
+    runs = list(wanted(options(tmp_path)))
+    assert [number for _, _, number in runs] == sorted(number for _, _, number in runs)
+    assert len(set(runs)) == len(runs) == 2 * sum(len(about.systems) for about in SCENARIOS.values())
+    few = list(wanted(options(tmp_path, systems=["agent", "sentinel-5000-aof"], scenarios=["crash", "restart"])))
+    assert few[:3] == [("agent", "crash", 1), ("agent", "restart", 1), ("sentinel-5000-aof", "restart", 1)]
+
+
+def test_runs_under_other_conditions_are_not_mixed(tmp_path: Path) -> None:
+    """Half of them with another rate would be a comparison of nothing."""
+    assert check_store(options(tmp_path)) == ""
+    assert check_store(options(tmp_path)) == ""
+    assert "--fresh" in check_store(options(tmp_path, rate=500.0))
 
 
 # --- how it is told ---------------------------------------------------------------------------------------------------
