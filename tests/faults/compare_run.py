@@ -16,7 +16,7 @@ import redis
 
 from redis_agent.lab.waiting import wait_for
 from tests.faults.analysis import Report, analyse
-from tests.faults.bed import OPS, Bed
+from tests.faults.bed import OPS, Bed, Cut
 from tests.faults.compare_clients import PREFIX, Clients
 from tests.faults.compare_results import Lost, Outcome
 from tests.faults.compare_systems import NAMES, System, make
@@ -59,6 +59,13 @@ class Scene:
         os.kill(pid, number)
         return pid
 
+    def cut(self) -> list[Cut]:
+        """The fault begins with the primary's rack cut off from all others, but for those who look on."""
+        rack = self.system.rack(self.primary)
+        others = [host for host in self.bed.hosts.values() if host not in rack and host.name != OPS]
+        self.begin()
+        return [host.cut(others) for host in rack]
+
     def wait_next(self) -> None:
         """Wait until the majority's clients write to another primary, and have done so for a while."""
         self.clients.wait_written(self.at_ns, LIMIT_S, past_node=self.system.node(self.primary))
@@ -90,10 +97,8 @@ def _restart(scene: Scene) -> None:
 
 
 def _host(scene: Scene) -> None:
-    scene.begin()
     # The network first: the kernel must not tell anybody that the processes ended.
-    for host in scene.system.rack(scene.primary):
-        host.cut()
+    scene.cut()
     scene.system.power_cut(scene.primary)
     scene.wait_next()
     scene.dead = scene.primary
@@ -108,10 +113,7 @@ def _switchover(scene: Scene) -> None:
 
 
 def _partition(scene: Scene) -> None:
-    rack = scene.system.rack(scene.primary)
-    others = [host for host in scene.bed.hosts.values() if host not in rack and host.name != OPS]
-    scene.begin()
-    cuts = [host.cut(others) for host in rack]
+    cuts = scene.cut()
     time.sleep(scene.fault_s)
     for cut in cuts:
         cut.heal()
