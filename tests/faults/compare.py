@@ -77,7 +77,8 @@ def perform(options: argparse.Namespace, store: Store) -> int:
             raise
         except Exception as error:  # noqa: BLE001  (whatever it was, the other runs go on, and this one is tried again)
             failed += 1
-            print(f"{told}: failed, see {directory}: {error}", file=sys.stderr, flush=True)
+            (directory / "error.txt").write_text(f"{error}\n", encoding="utf-8")
+            print(f"{told}: failed, all is in {directory}: {str(error)[:200]}", file=sys.stderr, flush=True)
             continue
         store.add(outcome)
         shutil.rmtree(directory, ignore_errors=True)
