@@ -338,9 +338,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def steady_lease_s(self) -> float:
         """The lease that a leader still has when its next heartbeat is due to be acknowledged.
 
-        A heartbeat proves the session only once another one, sent at least a tick later, is acknowledged: servers tell
-        each other of live sessions once in half a tick. So the newest proof is up to a tick and a heartbeat old when
-        it becomes one, and serves until the next heartbeat.
+        A heartbeat proves the session only once two later ones are acknowledged, see `lease`: servers tell each other
+        of live sessions once in half a tick. So the newest proof is up to a tick and a heartbeat old when it becomes
+        one, and serves until the next heartbeat.
         """
         zookeeper, timing = self.zookeeper, self.timing
         return zookeeper.session_timeout_s - timing.fence_budget_s - zookeeper.tick_s - 2 * timing.heartbeat_s
