@@ -78,6 +78,7 @@ class RealServer(LocalRedis):
     def __init__(self, directory: Path, conf: str) -> None:
         super().__init__(directory, conf)
         self._apps: list[RealApp] = []
+        self._stack = ExitStack()
 
     def app(self) -> RealApp:
         app = RealApp(self)
@@ -142,11 +143,19 @@ class RealServer(LocalRedis):
         self.client().config_set("repl-ping-replica-period", seconds)
 
     def fail_to_load(self) -> None:
-        with BrokenPrimary() as primary:
+        file = b"REDIS9999" + b"\xff" * 9
+        with FakePrimary(b"+FULLRESYNC %s 1000\r\n$%d\r\n%s" % (b"f" * 40, len(file), file)) as primary:
             self.done(Follow, primary=primary.address)
             wait_for(lambda: primary.sent, LIMIT_S, "the file is sent")
         wait_for(lambda: self.info().keys == 0, LIMIT_S, "the old data are gone")
         wait_for(lambda: not self.info().loading, LIMIT_S, "it has given up")
+
+    def continue_without_data(self) -> str:
+        primary = FakePrimary(b"+CONTINUE %s\r\n" % (b"f" * 40))
+        self._stack.enter_context(primary)
+        self.done(Follow, primary=primary.address)
+        wait_for(lambda: self.info().link_up, LIMIT_S, "it goes on")
+        return "f" * 40
 
     def tails(self) -> set[str]:
         return {path.stem for path in (self.data_dir / "diverged").iterdir()}
@@ -155,6 +164,7 @@ class RealServer(LocalRedis):
         for app in self._apps:
             app.close()
         super().__exit__(*exception)
+        self._stack.close()
 
 
 def _command(stream: BinaryIO) -> bytes:
@@ -166,10 +176,11 @@ def _command(stream: BinaryIO) -> bytes:
     return words[0].upper()
 
 
-class BrokenPrimary:
-    """A server that grants a full resync and sends the file of a Redis from the future, to one replica."""
+class FakePrimary:
+    """A server that answers one replica's PSYNC with this, and sends nothing more."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.address = Address(*self._socket.getsockname())
         self.sent = False
@@ -189,8 +200,7 @@ class BrokenPrimary:
         with connection, connection.makefile("rb") as commands:
             while (name := _command(commands)) != b"PSYNC":
                 connection.sendall(b"+PONG\r\n" if name == b"PING" else b"+OK\r\n")
-            file = b"REDIS9999" + b"\xff" * 9
-            connection.sendall(b"+FULLRESYNC %s 1000\r\n$%d\r\n%s" % (b"f" * 40, len(file), file))
+            connection.sendall(self._answer)
             self.sent = True
             commands.read()  # until it hangs up
 

@@ -81,6 +81,9 @@ class Server(Protocol):
     def fail_to_load(self) -> None:
         """It is told to follow somebody whose data set it can't load; returns when it has failed."""
 
+    def continue_without_data(self) -> str:
+        """Whom it follows grants a partial resync under a new replid, which is returned, and sends nothing yet."""
+
     def next_event(self, limit_s: float = LIMIT_S) -> Event: ...
 
 

@@ -177,20 +177,28 @@ class SimServer:
     def fail_to_load(self) -> None:
         redis = self._redis
         redis.load_fails = True
-        self.done(Follow, primary=self._broken)
+        self.done(Follow, primary=self._another().site.address)
         self._world.run(self._world.now + LIMIT_S, lambda: redis.loading)
         assert redis.loading
         self._world.run(self._world.now + LIMIT_S, lambda: not redis.loading)
 
-    @property
-    def _broken(self) -> Address:
-        """Of another server, with a history of its own."""
-        address = Address("broken", 6379)
-        site = Site("broken", address, Disk(), Clock(self._world))
+    def continue_without_data(self) -> str:
+        redis, other = self._redis, self._another()
+        other.offset, other.data = redis.offset, list(redis.data)
+        other.replid2, other.second = redis.replid, redis.offset
+        other.make_stream()
+        self.done(Follow, primary=other.site.address)
+        self._world.run(self._world.now + LIMIT_S, lambda: redis.link_up)
+        return other.replid
+
+    def _another(self) -> SimRedis:
+        """A primary, with a history of its own."""
+        address = Address("another", 6379)
+        site = Site("another", address, Disk(), Clock(self._world))
         self._sites[address] = site
         other = SimRedis(self._net, self._sites, site, Watcher(), 1)
         other.is_primary = True
-        return address
+        return other
 
     def tails(self) -> set[str]:
         return set(self._site.disk.diverged)

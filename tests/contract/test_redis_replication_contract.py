@@ -118,6 +118,18 @@ def test_a_promoted_replica_feeds_who_is_behind_the_promotion(
     assert info.second_offset_bytes == early.offset_bytes + 1, "its own offset when it took the new replid"
 
 
+def test_a_new_replid_is_taken_before_any_of_its_data(pair: tuple[Server, Server]) -> None:
+    """# case B13 (part): at +CONTINUE a replica has the new replid at its old offset: a replid alone proves nothing."""
+    _, replica = pair
+    before = replica.done(Freeze, kill_clients=True)
+    replid = replica.continue_without_data()
+    info = replica.info()
+    assert (info.replid, info.replid2) == (replid, before.replid)
+    assert (info.offset_bytes, info.second_offset_bytes) == (before.offset_bytes, before.offset_bytes + 1)
+    assert info.link_up
+    assert info.keys == before.keys
+
+
 def test_a_resync_that_cannot_be_loaded_leaves_it_empty_at_its_old_position(pair: tuple[Server, Server]) -> None:
     """Replid and offset as before, and no data: a position alone proves nothing."""
     _, replica = pair
