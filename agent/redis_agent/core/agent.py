@@ -244,7 +244,8 @@ class Core(Considering):
             case ReadFailed():
                 self.on_read_failed(event)
             case CommitDone() | CommitRefused() | CommitUnknown():
-                if isinstance(event, CommitDone):
+                if isinstance(event, CommitDone) and event.versions:
+                    # An Ensure, which has none, may have been answered after reads alone: those prove nothing.
                     self.lease.acknowledged(event.sent_at, self.now)
                     self.renew_guard()
                 self._commit_answered(event)
