@@ -13,6 +13,7 @@ from msgspec import Meta, Struct, structs, to_builtins
 
 from redis_agent.core.settings import CoreSettings
 from redis_agent.election import Mode
+from redis_agent.lease import RELAY_SHARE
 from redis_agent.replication import Address
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
@@ -339,8 +340,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """The lease that a leader still has when its next heartbeat is due to be acknowledged.
 
         A heartbeat proves the session only once two later ones are acknowledged, see `lease`: servers tell each other
-        of live sessions once in half a tick. So the newest proof is up to a tick and a heartbeat old when it becomes
-        one, and serves until the next heartbeat.
+        of live sessions once in half a tick. The newest proof is as old as that and two heartbeats when it becomes one,
+        and serves until the next heartbeat.
         """
         zookeeper, timing = self.zookeeper, self.timing
-        return zookeeper.session_timeout_s - timing.fence_budget_s - zookeeper.tick_s - 2 * timing.heartbeat_s
+        proof_s = RELAY_SHARE * zookeeper.tick_s + 3 * timing.heartbeat_s
+        return zookeeper.session_timeout_s - timing.fence_budget_s - proof_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from math import inf
 
-_RELAY_SHARE = 5 / 8
+RELAY_SHARE = 5 / 8
 """ZooKeeper's leader asks its followers for touched sessions every half tick; it may be a little late."""
 
 _BASES_PER_TICK = 16
@@ -39,7 +39,7 @@ class Lease:
     def __init__(self, *, tick_s: float, fence_budget_s: float) -> None:
         if not (tick_s >= 0.0 and fence_budget_s >= 0.0):
             raise ValueError(f"lease: tick {tick_s} s and fence budget {fence_budget_s} s must not be negative")
-        self._relay_s = tick_s * _RELAY_SHARE
+        self._relay_s = tick_s * RELAY_SHARE
         self._near_s = tick_s / _BASES_PER_TICK
         self._fence_budget_s = fence_budget_s
         self._worth_s = 0.0

@@ -178,8 +178,8 @@ def test_no_lease_left_is_refused_with_the_arithmetic(file: Path) -> None:
     line = refusal(
         file, environ={"REDIS_AGENT_ZOOKEEPER_SESSION_TIMEOUT_S": "4", "REDIS_AGENT_TIMING_HEARTBEAT_S": "0.9"}
     )
-    assert "session_timeout_s 4 - fence_budget_s 0.25 - tick_s 2 - 2 x heartbeat_s 0.9 = -0.05 s" in line
-    assert "raise session_timeout_s to 4.55" in line
+    assert "session_timeout_s 4 - fence_budget_s 0.25 - 0.625 x tick_s 2 - 3 x heartbeat_s 0.9 = -0.2 s" in line
+    assert "raise session_timeout_s to 4.7" in line
 
 
 @pytest.mark.parametrize(
