@@ -198,6 +198,17 @@ def test_killed_while_it_saves_it_has_the_file_before(redis_driver: RedisDriver)
     assert (info.keys, info.replid, info.offset_bytes) == (1, saved.replid, saved.offset_bytes)
 
 
+def test_a_freeze_that_kills_clients_ends_a_pause(pair: tuple[Server, Server]) -> None:
+    """What was paused for a handover must not be paused when the same server is elected again."""
+    primary, _ = pair
+    primary.done(PauseWrites, for_s=30.0)
+    assert primary.app().write() == ""
+    keys = primary.info().keys
+    primary.lead()
+    assert primary.info().keys == keys, "what waited was not executed"
+    assert primary.app().write() == "OK"
+
+
 def test_a_replica_that_follows_forgets_its_pause(redis_driver: RedisDriver, pair: tuple[Server, Server]) -> None:
     """Follow ends the pause: what waited is refused, and new writes are refused at once."""
     primary, replica = pair

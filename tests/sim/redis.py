@@ -1,4 +1,4 @@
-"""A simulated redis-server, 7.0 in manner: roles, fence, pause, WAIT. `redis_replication` and `redis_saving` are the rest.
+"""A simulated redis-server, 7.0 in manner: roles, fence, pause, WAIT. See `redis_replication` and `redis_saving`, too.
 
 It boots as our generated configuration says: fenced, a replica of nowhere. What the agent reads as INFO is made here.
 """

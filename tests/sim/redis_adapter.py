@@ -314,6 +314,7 @@ class RedisAdapter(RedisLife):
                 redis.replicaof(NOWHERE)
                 if command.kill_clients:
                     redis.kill_clients()
+                    redis.unpause()  # nobody waits any more
             case Promote():
                 if redis.run_id != command.run_id:
                     raise Refused("another process")
