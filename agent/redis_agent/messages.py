@@ -682,6 +682,13 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockSet:
+    """Somebody has set the wall clock: it is ``wall_offset_s`` ahead of CLOCK_BOOTTIME from now on."""
+
+    wall_offset_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     """SIGTERM or SIGINT. The second one skips the waiting, not the fencing."""
 
@@ -739,4 +746,4 @@ RedisEvent = (
     | TailSaved
     | CaughtUp
 )
-Event = ZkEvent | RedisEvent | Started | StateSaved | StopRequested | UpgradeRequested | Tick
+Event = ZkEvent | RedisEvent | Started | StateSaved | ClockSet | StopRequested | UpgradeRequested | Tick

@@ -25,6 +25,7 @@ from redis_agent.config_host import redis_settings, zookeeper_auth
 from redis_agent.coordination import Coordination
 from redis_agent.core.agent import Core
 from redis_agent.messages import (
+    ClockSet,
     CloseSession,
     Command,
     Commit,
@@ -61,6 +62,8 @@ FROZEN_NOISE = (
 )
 RELOADABLE = frozenset({"log.level"})
 OLD_REDIS_LIMIT_S = 10.0
+CLOCK_STEP_S = 0.5
+"""What the wall clock may differ by from what the core knows of it."""
 
 
 def boottime_s() -> float:
@@ -135,6 +138,7 @@ class _Agent:
         self._redis = RedisAdapter(redis, post=post, clock=boottime_s, on_output=_tell_redis_line)
         self._state_path = state_path
         self._state_file = StateFile(state_path, post)
+        self._wall_offset_s = 0.0
         self._ending: Ending | None = None
 
     def run(self) -> Ending:
@@ -177,16 +181,16 @@ class _Agent:
         if held != recorded and is_alive(*recorded):
             # It has lost its guard, and was to die with it; it holds the port until it has.
             alive = not end_process(*recorded, OLD_REDIS_LIMIT_S) or alive
-        offset_s = time.time() - boottime_s()
-        return Started(record=record, lock_held=True, old_redis_alive=alive, wall_offset_s=offset_s)
+        self._wall_offset_s = time.time() - boottime_s()
+        return Started(record=record, lock_held=True, old_redis_alive=alive, wall_offset_s=self._wall_offset_s)
 
     def _loop(self, started: Started) -> Ending:
         event: Event = started
         while self._ending is None:
-            for command in self._core.step(event, boottime_s()):
-                self._execute(command)
+            self._step(event)
             if self._ending is None:
                 event = self._next()
+                self._look_at_wall_clock()
         return self._held_back(self._ending) if self._ending.again else self._ending
 
     def _held_back(self, ending: Ending) -> Ending:
@@ -195,6 +199,17 @@ class _Agent:
             while not ending.stop:
                 ending = replace(ending, stop=isinstance(self._queue.get_nowait(), StopRequested))
         return ending
+
+    def _step(self, event: Event) -> None:
+        for command in self._core.step(event, boottime_s()):
+            self._execute(command)
+
+    def _look_at_wall_clock(self) -> None:
+        """It may be set at any time: orders are given and shown in its terms."""
+        offset_s = time.time() - boottime_s()
+        if abs(offset_s - self._wall_offset_s) > CLOCK_STEP_S:
+            self._wall_offset_s = offset_s
+            self._step(ClockSet(offset_s))
 
     def _next(self) -> Event:
         deadline = self._core.next_deadline()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from redis_agent.core.agent import Core
 from redis_agent.core.settings import CoreSettings
 from redis_agent.messages import (
+    ClockSet,
     CloseSession,
     Command,
     Commit,
@@ -213,6 +214,10 @@ class Agent:
         if not self._handling:
             self._handling = True
             self.process.after(0.00002 + 0.0001 * self.world.rng.random(), self._drain)
+
+    def clock_set(self) -> None:
+        """The owner notices it behind the next event."""
+        self.post(ClockSet(self.process.clock.wall_offset_s))
 
     def _drain(self) -> None:
         while self._queue and self.process.alive:

@@ -31,6 +31,8 @@ class AimedFaults(Faults):
         redis = member.site.redis
         if redis is not None:
             redis.process.run(redis.clock_set)
+        if member.agent is not None:
+            member.agent.clock_set()
 
     # -- disks ------------------------------------------------------------------------------------------------------
 

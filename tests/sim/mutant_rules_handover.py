@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.sim.mutant import AGENT, CORE, PROGRESS, SAFETY, SIM, Edit, Mutant
+from tests.sim.mutant import AGENT, CORE, PROGRESS, SAFETY, Edit, Mutant
 
 HANDOVER: tuple[Mutant, ...] = (
     Mutant(

@@ -13,6 +13,7 @@ from redis_agent.messages import (
     CatchUp,
     CaughtUp,
     Check,
+    ClockSet,
     CloseSession,
     Commit,
     Create,
@@ -255,6 +256,15 @@ def test_an_old_order_is_refused() -> None:
     driver.settle_but(Probe)
     assert answered(driver).state == OrderState.REFUSED
     assert "old" in answered(driver).detail
+
+
+def test_an_agent_that_started_with_a_wrong_clock_takes_orders_once_it_is_right() -> None:
+    """A machine without a battery boots in 1970 and asks the time of others a moment later."""
+    driver = leading()
+    driver.step(ClockSet(driver.core.wall_offset_s + 1e9))
+    ordered(driver, to="m9")
+    driver.settle_but(Probe)
+    assert "there is no member m9" in answered(driver).detail
 
 
 def test_an_order_to_an_earlier_leader_is_refused() -> None:

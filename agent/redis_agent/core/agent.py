@@ -13,6 +13,7 @@ from redis_agent.core.settings import CoreSettings
 from redis_agent.core.snapshot import Snapshot
 from redis_agent.messages import (
     CaughtUp,
+    ClockSet,
     Command,
     CommitDone,
     CommitRefused,
@@ -208,6 +209,8 @@ class Core(Considering):
         match event:
             case Tick():
                 pass
+            case ClockSet():
+                self.wall_offset_s = event.wall_offset_s
             case Started():
                 self._on_started(event)
             case StopRequested():
