@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import redis
 
 from redis_agent.lab.waiting import wait_for
@@ -20,7 +21,7 @@ from tests.faults.bed import OPS, Bed, Cut
 from tests.faults.compare_clients import PREFIX, Clients
 from tests.faults.compare_results import Lost, Outcome
 from tests.faults.compare_systems import NAMES, System, make
-from tests.faults.history import Entry, boottime_ns
+from tests.faults.history import UNKNOWN, Entry, boottime_ns
 
 RATE_PER_S = 1000.0
 WARM_S = 2.0
@@ -180,9 +181,7 @@ def run(
             clients.end()
             history = clients.history()
         if scenario == "host":
-            # Clients that sat on the lost host are gone, too: what Redis told them in its last moments reached nobody.
-            gone = ("near", f"stays-{primary}")
-            history = [each for each in history if each.t1 <= scene.at_ns or not each.client.startswith(gone)]
+            history = [_unheard(each, scene) for each in history]
         alive = [name for name in NAMES if name != scene.dead]
         final = system.wait_settled(alive, LIMIT_S)
         contents = read_all(system, [final, *(name for name in alive if name != final)])
@@ -191,6 +190,13 @@ def run(
     if scene.over_ns:
         outcome.settled_ms = (settled_ns - scene.over_ns) / 1e6
     return outcome
+
+
+def _unheard(entry: Entry, scene: Scene) -> Entry:
+    """Clients on the lost host are gone, too: what Redis told them in its last moments reached nobody."""
+    if entry.ok and entry.t1 > scene.at_ns and entry.client.startswith(("near", f"stays-{scene.primary}")):
+        return msgspec.structs.replace(entry, outcome=UNKNOWN)
+    return entry
 
 
 def read_all(system: System, names: Sequence[str]) -> dict[str, dict[str, str]]:
