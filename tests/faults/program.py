@@ -181,8 +181,9 @@ def summary(run: Run) -> str:
     residue = f"{report.residue_writes} acknowledged, {report.residue_confirmed} confirmed"
     repaired = sum(len(each.repaired) for each in run.outcomes)
     rule = "(a pause of more than 100 ms without an acknowledged write is an outage)"
+    length = f"{len(run.outcomes)} rounds, {report.duration_ns / 60e9:.1f} minutes of writing"
     lines = [
-        f"\nSeed {run.seed}: {len(run.outcomes)} rounds, {report.duration_ns / 60e9:.1f} minutes of writing. {machine()}.",
+        f"\nSeed {run.seed}: {length}. {machine()}.",
         "",
         "| | attempts | refused | unknown | acknowledged | confirmed | lost, not confirmed | lost, confirmed |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -261,12 +262,12 @@ def execute(options: argparse.Namespace, directory: Path) -> Run:
 def _keep(cluster: BedCluster, directory: Path) -> None:
     """Whatever tells more, before the bed goes: logs, state, configuration and data of every host."""
     (directory / "cluster.txt").write_text(cluster.describe(), encoding="utf-8")
-    for machine in cluster.bed.hosts.values():
+    for host in cluster.bed.hosts.values():
         # Through the host's own mounts: its disk is not ours.
-        seen = Path(f"/proc/{machine.holder.pid}/root{machine.directory}")
+        seen = Path(f"/proc/{host.holder.pid}/root{host.directory}")
         shutil.copytree(
             seen,
-            directory / "hosts" / machine.name,
+            directory / "hosts" / host.name,
             ignore=shutil.ignore_patterns("disk.img", "ballast", "*.sock", "lost+found"),
             dirs_exist_ok=True,
         )

@@ -123,7 +123,7 @@ _SPARED: dict[str, str] = {
     "own-ballot-as-sent": "a ballot is cast anew for each round, and read again behind its answer",
     "promise-survives-restart": "a leader of a lower epoch cannot serve on: its heartbeat checks the ledger",
     "lease-writes-only": "reads that decide are preceded by sync, and a tick lies between proof and lease",
-    "boots-fenced": "it boots as a replica, and each role command fences; what is left is a hand that promotes it at once",
+    "boots-fenced": "it boots as a replica, and each role command fences; what is left is a hand that promotes it",
     "attach-fences": "an armed guard has fenced when the last life ended",
     "late-role-commands": "each command is ordered again, or Redis is killed, where its outcome is unknown",
     "late-commands-of-last-life": "the guard closes the dead agent's connection before it fences",

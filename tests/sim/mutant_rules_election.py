@@ -68,7 +68,8 @@ ELECTION: tuple[Mutant, ...] = (
         (
             Edit(
                 CORE + "sessions.py",
-                '        self.view.fresh = False\n        self.forget_reads()\n        self.log("warning", "session_down"',
+                "        self.view.fresh = False\n        self.forget_reads()\n"
+                '        self.log("warning", "session_down"',
                 '        self.forget_reads()\n        self.log("warning", "session_down"',
             ),
             Edit(
@@ -78,7 +79,8 @@ ELECTION: tuple[Mutant, ...] = (
             ),
             Edit(
                 CORE + "agent.py",
-                '            self.view.fresh = False\n            self.look_at_all()\n            self.fire("lease_ended")',
+                "            self.view.fresh = False\n            self.look_at_all()\n"
+                '            self.fire("lease_ended")',
                 '            self.look_at_all()\n            self.fire("lease_ended")',
             ),
         ),
@@ -116,7 +118,8 @@ ELECTION: tuple[Mutant, ...] = (
         (
             Edit(
                 CORE + "rounds.py",
-                "            self.round.claim_unknown = True\n            self.view.fresh = False\n            self.look_at_all()",
+                "            self.round.claim_unknown = True\n"
+                "            self.view.fresh = False\n            self.look_at_all()",
                 "            self.view.ledger, self.view.leader = self._claimed_ledger, self._claimed_leader\n"
                 "            self.view.ledger_version += 1\n"
                 '            self.fire("claim_won")',
@@ -441,7 +444,8 @@ ELECTION: tuple[Mutant, ...] = (
         (
             Edit(
                 CORE + "rounds.py",
-                "            return  # Somebody takes over: a ballot for the next round would bind us not to follow it.",
+                "            return  # Somebody takes over: a ballot for the next round would bind us "
+                "not to follow it.",
                 "            pass",
             ),
         ),

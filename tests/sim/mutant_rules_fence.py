@@ -186,7 +186,8 @@ FENCE: tuple[Mutant, ...] = (
             Edit(
                 CORE + "base.py",
                 "        self.order(ArmGuard(redis.incarnation, redis.guard_request, until))\n",
-                "        del until\n        redis.guard_until, redis.guard_request = redis.guard_asked, 0\n        self.guard_due = inf\n",
+                "        del until\n        redis.guard_until, redis.guard_request = redis.guard_asked, 0\n"
+                "        self.guard_due = inf\n",
             ),
         ),
     ),

@@ -29,7 +29,8 @@ HANDOVER: tuple[Mutant, ...] = (
         (
             Edit(
                 CORE + "handover.py",
-                "            Check(self.paths.epoch, self.view.ledger_version),\n            Put(self.paths.leader, encode(self._designation)),",
+                "            Check(self.paths.epoch, self.view.ledger_version),\n"
+                "            Put(self.paths.leader, encode(self._designation)),",
                 "            Put(self.paths.leader, encode(self._designation)),",
             ),
             Edit(CORE + "handover.py", "self._designation, event.versions[1]", "self._designation, event.versions[0]"),
@@ -172,7 +173,8 @@ HANDOVER: tuple[Mutant, ...] = (
             Edit(
                 AGENT + "machine.py",
                 '    _row(TAKING_OVER, "promoted", TAKING_OVER, "serve", ',
-                '    _row(TAKING_OVER, "redis_up", TAKING_OVER, "repromote", "x"),\n    _row(TAKING_OVER, "promoted", TAKING_OVER, "serve", ',
+                '    _row(TAKING_OVER, "redis_up", TAKING_OVER, "repromote", "x"),\n'
+                '    _row(TAKING_OVER, "promoted", TAKING_OVER, "serve", ',
             ),
             Edit(
                 CORE + "takeover.py",

@@ -88,7 +88,7 @@ def environment(root: Path) -> dict[str, str]:
 
 
 def try_mutant(mutant: Mutant, seeds: list[int], *, limit_s: float = LIMIT_S) -> Outcome:
-    """Look for a seed that catches it, in this order; where the rule is known to matter rarely, run its directed test."""
+    """Look for a seed that catches it, in this order; where the rule matters rarely, run its directed test."""
     began = time.monotonic()
     with mutated(mutant) as root:
         found = _run_seeds(mutant, root, seeds, limit_s) if seeds else {}

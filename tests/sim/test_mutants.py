@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.sim.mutant import Mutant, apply
-from tests.sim.mutants import BY_NAME, MUTANTS, ROOT, SPARED, recorded, try_mutant
+from tests.sim.mutant_rules import MUTANTS, SPARED
+from tests.sim.mutants import BY_NAME, ROOT, recorded, try_mutant
 
 AT_LEAST = 25
 QUICK = (
@@ -37,7 +38,7 @@ def test_a_core_that_lacks_a_rule_is_caught(name: str) -> None:
     assert outcome.caught, str(outcome)
 
 
-@pytest.mark.parametrize("mutant", (*MUTANTS, *SPARED), ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", [*MUTANTS, *SPARED], ids=lambda mutant: mutant.name)
 def test_each_edit_fits_the_source(mutant: Mutant, tmp_path: Path) -> None:
     """Every text to be replaced is there exactly once, also beside those of the others that are taken out with it."""
     for each in (mutant, *(BY_NAME[name] for name in mutant.also)):

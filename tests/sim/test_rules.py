@@ -13,7 +13,7 @@ from redis_agent.znodes import LeaderPhase, decode_leader
 from tests.sim.agent import Member
 from tests.sim.cluster import Cluster
 from tests.sim.scenario import App, Begin, has_ballot, roles, server
-from tests.sim.zk_server import Txn
+from tests.sim.zk_tree import Txn
 
 
 def when_serving(cluster: Cluster, than: Member, act: Callable[[Member], None]) -> None:
