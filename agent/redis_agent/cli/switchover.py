@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     parser.add_argument(
-        "--to", metavar="MEMBER", default="", type=_member, help="who is to lead; default: the voter that is best"
+        "--to", metavar="MEMBER", type=_member, help="who is to lead; default: the voter that is best"
     )
     parser.add_argument("--wait", action="store_true", help="wait until it is done or has failed, and say which")
     limits = "the order is not begun later than this, and --wait waits no longer"
@@ -110,7 +110,7 @@ def execute(options: argparse.Namespace) -> int:
     hosts, paths = target.find(options, "redis-agent switchover")
     # Where only agents may write, this command must be able to prove that it belongs to them.
     auth = zookeeper_auth(load(options.config), options.config) if options.config else ()
-    order = Order(kind=KIND, to=options.to, by=_who(), at=time.time(), expires_s=options.timeout)
+    order = Order(kind=KIND, to=options.to or "", by=_who(), at=time.time(), expires_s=options.timeout)
     ordered = Ordered(hosts, paths, f"{KIND}-{uuid.uuid4().hex[:8]}", order, _status_command(options, hosts, paths), [])
 
     def work() -> str:
