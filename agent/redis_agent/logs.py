@@ -51,6 +51,22 @@ def set_level(level: str) -> None:
     LOGGER.setLevel(level.upper())
 
 
+@contextlib.contextmanager
+def hushed(library: str) -> Iterator[None]:
+    """A library's logger is silent while the context lasts, and as it was afterwards.
+
+    Args:
+        library: its logger's name.
+    """
+    logger = logging.getLogger(library)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 class PlainFormatter(logging.Formatter):
     """One line of ``key=value``. For journald it starts with the priority instead of the time."""
 

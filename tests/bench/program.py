@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import logging
 import random
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from redis_agent.lab.cluster import LocalCluster
 from redis_agent.lab.load import Load
 from redis_agent.lab.settings import Settings
 from redis_agent.lab.zookeeper import Ensemble
+from redis_agent.logs import hushed
 from tests.bench.events import SETTLE_LIMIT_S, Kind, NotDone, attribute, happen
 from tests.bench.report import Idle, Lost, Results, markdown, numbers
 from tests.bench.statistics import replace_section
@@ -161,12 +161,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if lacking := requirements.missing():
         print(lacking, file=sys.stderr)
         return 2
-    logging.getLogger("kazoo").setLevel(logging.CRITICAL)
     # Our own threads must not disturb what they measure: quick turns, no collector's pauses.
     sys.setswitchinterval(0.0005)
     gc.disable()
     directory = Path(tempfile.mkdtemp(prefix="redis-agent-bench-"))
-    with janitor.cleaning(directory):
+    with hushed("kazoo"), janitor.cleaning(directory):
         results = measure(options, directory)
     text = markdown(results, options)
     print(text)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
-import logging
 import shutil
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from redis_agent.demo import requirements
+from redis_agent.logs import hushed
 from tests.bench.statistics import machine, replace_section
 from tests.faults.bed import missing
 from tests.faults.compare_plot import picture
@@ -142,8 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if refused := check_store(options):
         print(refused, file=sys.stderr)
         return 2
-    logging.getLogger("kazoo").setLevel(logging.CRITICAL)
-    failed = perform(options, store)
+    with hushed("kazoo"):
+        failed = perform(options, store)
     kept = report(options, store)
     if failed:
         print(f"{failed} runs failed; start it again to repeat them", file=sys.stderr)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import logging
 import random
 import shutil
 import sys
@@ -20,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from redis_agent.demo import requirements
+from redis_agent.logs import hushed
 from tests.bench.statistics import machine, replace_section
 from tests.faults import bed as beds
 from tests.faults import history, plot
@@ -287,11 +287,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if lacking := requirements.missing() or beds.missing():
         print(f"make faults: {lacking}", file=sys.stderr)
         return 2
-    logging.getLogger("kazoo").setLevel(logging.CRITICAL)
     directory = (options.directory or Path("build/faults") / time.strftime("%Y%m%d-%H%M%S")).resolve()
     directory.mkdir(parents=True, exist_ok=True)
     print(f"seed {options.seed}, {options.minutes:g} minutes; results are in {directory}", flush=True)
-    run = execute(options, directory)
+    with hushed("kazoo"):
+        run = execute(options, directory)
     run.finish()
     if options.output is not None:
         replace_section(options.output, "faults", summary(run))

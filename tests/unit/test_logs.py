@@ -91,6 +91,15 @@ def test_a_library_s_error_is_a_line_like_any_other() -> None:
     assert line.endswith('error library logger=kazoo.client message="it broke"')
 
 
+def test_a_hushed_library_is_heard_again_afterwards() -> None:
+    """A program that silences a library leaves its logger as it was."""
+    kazoo = logging.getLogger("kazoo.client")
+    before = kazoo.getEffectiveLevel()
+    with logs.hushed("kazoo"):
+        assert not kazoo.isEnabledFor(logging.ERROR)
+    assert kazoo.getEffectiveLevel() == before
+
+
 def test_a_stuck_reader_blocks_nobody_and_losses_are_counted() -> None:
     """With a full pipe, events go on; what did not fit into the queue is counted and told when there is room."""
     reader, writer = os.pipe()

@@ -23,6 +23,7 @@ from redis_agent.lab.agent_process import AgentProcess
 from redis_agent.lab.cluster import LocalCluster
 from redis_agent.lab.load import Load
 from redis_agent.lab.zookeeper import Ensemble, LabError
+from redis_agent.logs import hushed
 
 T = TypeVar("T")
 CLUSTER = "demo"
@@ -66,14 +67,13 @@ def run(options: Options) -> int:
     if lacking:
         sys.stderr.write(f"redis-agent demo: {lacking}\n")
         return 2
-    # The clients lose their leader on purpose: kazoo's warnings about it would be noise.
-    logging.getLogger("kazoo").setLevel(logging.CRITICAL)
     logging.getLogger("redis_agent").addHandler(logging.NullHandler())
     # Threads that wake up get their turn soon, so that drawing does not show up in what is measured.
     sys.setswitchinterval(0.0005)
     screen = make_screen(plain=options.plain)
     try:
-        with _signals_raise(), _workspace(keep=options.keep) as directory:
+        # The clients lose their leader on purpose: kazoo's warnings about it would be noise.
+        with hushed("kazoo"), _signals_raise(), _workspace(keep=options.keep) as directory:
             return _Demo(options, screen, directory).run()
     except _Stopped as stopped:
         left = "its files are kept" if options.keep else "everything is cleaned up"
