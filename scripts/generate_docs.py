@@ -156,24 +156,37 @@ def _cell(text: str) -> str:
 
 
 def mutants() -> str:
-    """The rules that were taken out one by one, and what noticed."""
+    """The rules that were taken out one by one, and what noticed; then those that nothing notices."""
     sys.path.insert(0, str(ROOT))
-    from tests.sim.mutants import MUTANTS, recorded  # noqa: PLC0415 - only needed here
+    from tests.sim.mutants import MUTANTS, SPARED, recorded  # noqa: PLC0415 - only needed here
 
-    rows = ["| rule taken out | DESIGN | noticed by | seed | tried | faults |", "|---|---|---|---|---|---|"]
     known = recorded()
-    for mutant in MUTANTS:
-        found = known.get(mutant.name, {"invariant": "", "seed": None, "tried": 0})
-        by = found["invariant"] or f"nothing: {mutant.spared}"
-        if found["invariant"].startswith("test_"):
-            by = f"`{found['invariant']}`"
-        rule = mutant.rule + (f" (together with {', '.join(mutant.also)})" if mutant.also else "")
-        seed = "" if found["seed"] is None else str(found["seed"])
-        tried = str(found["tried"]) if seed else ""
-        kinds = ", ".join(mutant.only) if seed else ""
-        cells = (f"**{mutant.name}**: {rule}", mutant.section, by, seed, tried, kinds)
-        rows.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
-    return "\n".join(rows)
+    both = [known.get(mutant.name, {}) for mutant in MUTANTS]
+    tests, seeds = sum(bool(found.get("test")) for found in both), sum(bool(found.get("invariant")) for found in both)
+    total = f"{len(MUTANTS)} rules: a directed test notices {tests} of them, seeds notice {seeds}."
+    rows = ["| rule taken out | DESIGN | directed test | seeds | faults |", "|---|---|---|---|---|"]
+    for mutant, found in zip(MUTANTS, both, strict=True):
+        test = f"`{found['test']}`" if found.get("test") else ""
+        cells = (f"**{mutant.name}**: {mutant.rule}", mutant.section, test, _by_seeds(found, mutant.also))
+        rows.append("| " + " | ".join(_cell(cell) for cell in (*cells, ", ".join(found.get("kinds", [])))) + " |")
+    parts = [total, "\n".join(rows)]
+    if SPARED:
+        parts.append("What nothing notices yet, and what is believed, but not proved, to stand behind each rule:")
+        rows = ["| rule taken out | DESIGN | what is believed |", "|---|---|---|"]
+        for mutant in SPARED:
+            rows.append(f"| **{mutant.name}**: {_cell(mutant.rule)} | {mutant.section} | {_cell(mutant.spared)} |")
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def _by_seeds(found: dict[str, Any], also: tuple[str, ...]) -> str:
+    """Which invariant the search ended with, and how long it was."""
+    if not found.get("tried"):
+        return ""
+    if found["seed"] is None:
+        return f"none of {found['tried']}"
+    beside = f", together with {', '.join(also)}" if also else ""
+    return f"{found['invariant']}: seed {found['seed']}{beside}"
 
 
 PARTS: dict[str, Callable[[], str]] = {

@@ -26,6 +26,9 @@ SAFETY = (
     "refused",
     "orders",
     "wiped",
+    "history",
+    "counters",
+    "core raised",
 )
 """Invariants that a mutant of a safety rule may be caught by: a promise was broken, at once and for certain."""
 
@@ -47,9 +50,9 @@ class Mutant:
     """``rule`` is what is taken out, ``section`` where DESIGN.md has it.
 
     expects: the invariants that it may be caught by; other violations are passed over.
-    also: names of further mutants that are applied with it: rules behind which this one would not be seen.
-    only: kinds of fault that the nemesis is restricted to, where plain seeds would have to be too many.
-    test: a directed test that fails with it, where the rule matters in one rare order of events only.
+    test: a directed test that fails with it. Without one, seeds have to find it.
+    only: the kinds of fault that the nemesis is restricted to where seeds find it; plain ones would be too many.
+    also: names of further mutants that are applied with it for the seeds: rules behind which it would not be seen.
     spared: why it is not caught, and need not be: which other rule stands behind it.
     """
 
@@ -58,10 +61,15 @@ class Mutant:
     section: str
     edits: tuple[Edit, ...]
     expects: tuple[str, ...] = SAFETY
-    also: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
     test: str = ""
+    only: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     spared: str = ""
+
+    @property
+    def by_seeds(self) -> bool:
+        """Seeds find it, of ``only`` these kinds of fault."""
+        return bool(self.only) or not (self.test or self.spared)
 
 
 class Mismatch(Exception):

@@ -104,6 +104,10 @@ _HOW: dict[str, dict[str, Any]] = {
     "deposed-fences": _test(f"{_LEADER}test_a_refused_heartbeat_deposes"),
     "expired-fences": _test(f"{_LEADER}test_an_expired_session_leads_to_a_fence_and_a_fresh_session"),
     "lift-not-after": _test(f"{_GUARD}test_the_fence_is_lifted_behind_the_guards_word_only"),
+    "freeze-primary": _test(
+        "tests/contract/test_redis_contract.py::test_a_frozen_primary_is_a_replica_at_its_own_position[simulated]"
+    ),
+    "promise-survives-restart": _test(f"{_MEMBER}test_a_promised_round_is_honoured"),
     "lease-stamp": _test(f"{_CORE}rules.py::test_the_lease_counts_from_when_a_heartbeat_was_sent"),
     "lease-before-event": _test(f"{_CORE}rules.py::test_what_is_heard_after_the_end_of_the_lease_lifts_nothing"),
     "serve-checks-ledger": _test(f"{_CORE}rules.py::test_serving_insists_on_the_ledger"),
@@ -117,11 +121,9 @@ _SPARED: dict[str, str] = {
     "intact-proof-per-link": "the proof names the epoch and the replid, and Redis keeps its data when a link breaks",
     "intact-full-resync": "a full resync comes from the serving leader, whose data are at least as new",
     "intact-not-loading": "a Redis that loads refuses the freeze, and the ballot waits for that",
-    "freeze-primary": "its position is final already: it was fenced before `leader` could go",
     "freeze-latest": "one role command at a time, in order: an earlier freeze differs by what came between",
     "thawed": "a follower that a hand points elsewhere keeps its position, and replicates from nobody of the cluster",
     "own-ballot-as-sent": "a ballot is cast anew for each round, and read again behind its answer",
-    "promise-survives-restart": "a leader of a lower epoch cannot serve on: its heartbeat checks the ledger",
     "lease-writes-only": "reads that decide are preceded by sync, and a tick lies between proof and lease",
     "boots-fenced": "it boots as a replica, and each role command fences; what is left is a hand that promotes it",
     "attach-fences": "an armed guard has fenced when the last life ended",

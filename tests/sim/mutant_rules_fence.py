@@ -20,7 +20,7 @@ FENCE: tuple[Mutant, ...] = (
     ),
     Mutant(
         "lease-tick",
-        "an acknowledged heartbeat proves only what was answered half a tick before",
+        "what a heartbeat proves was answered more than half a tick before the one in between was sent",
         "5",
         (
             Edit(
@@ -87,8 +87,8 @@ FENCE: tuple[Mutant, ...] = (
         (
             Edit(
                 SIM + "redis.py",
-                "        self.min_replicas = FENCE\n        self.sick",
-                "        self.min_replicas = 0\n        self.sick",
+                "        self.min_replicas = FENCE\n        self.paused_until",
+                "        self.min_replicas = 0\n        self.paused_until",
             ),
         ),
     ),

@@ -1,13 +1,13 @@
-"""Take rules out of the source, one at a time, and see that the simulator notices.
+"""Take rules out of the source, one at a time, and see that something notices.
 
 ``python -m tests.sim.mutants`` runs them all, ``--only NAME,...`` some, ``--limit SEEDS`` bounds the search,
 ``--jobs`` runs several at once, ``--record`` writes what was found to ``mutants.json``, from which the table in
-docs/guarantees.md is generated. Exit status 1 if one is not caught that should be.
+docs/guarantees.md is generated. Exit status 1 if one is not caught as it should be.
 
-Each mutant runs in a copy of the source, in processes of its own: with the seeds 1, 2, ... of the ordinary
-simulator, until the first violation of an invariant that it is expected to break. Where a rule matters in a rare order
-of events only, a named test stands for the seeds (``--hunt`` tries the seeds all the same). ``--spared`` runs those
-that are known to be caught by nothing: other rules stand behind them.
+Each mutant runs in a copy of the source, in processes of its own: its directed test, which has to fail, where there is
+one; and the seeds 1, 2, ... of the ordinary simulator, until the first violation of an invariant that it is expected
+to break, where seeds are known to find it. ``--hunt`` tries seeds with all the others, too, ``--limit 0`` with none.
+``--spared`` runs those that are known to be caught by nothing: other rules stand behind them.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ LIMIT_S = 420.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a mutant. ``caught`` is the invariant, or the directed test, or empty."""
+    """What became of a mutant: the directed test that failed with it, the invariant that a seed of ``tried`` broke."""
 
     mutant: Mutant
-    caught: str = ""
+    test: str = ""
+    invariant: str = ""
     seed: int | None = None
     tried: int = 0
     detail: str = ""
@@ -53,56 +54,82 @@ class Outcome:
     spent_s: float = 0.0
 
     @property
+    def caught(self) -> bool:
+        return bool(self.test or self.invariant)
+
+    @property
     def as_expected(self) -> bool:
-        return bool(self.caught) != bool(self.mutant.spared)
+        """Each way that is said to find it has found it, as far as it was tried."""
+        if self.mutant.spared:
+            return not self.caught
+        by_test = bool(self.test) or not self.mutant.test
+        by_seeds = bool(self.invariant) or not self.tried or not self.mutant.by_seeds
+        return self.caught and by_test and by_seeds
 
     def record(self) -> dict[str, Any]:
-        return {"invariant": self.caught, "seed": self.seed, "tried": self.tried}
+        """What was tried now, and nothing about what was not."""
+        found: dict[str, Any] = {}
+        if self.mutant.test:
+            found |= {"test": self.test}
+        if self.tried:
+            found |= {"invariant": self.invariant, "seed": self.seed, "tried": self.tried}
+            found |= {"kinds": list(self.mutant.only)}
+        return found
 
     def __str__(self) -> str:
-        mutant = self.mutant
-        verdict = f"caught by {self.caught}" if self.caught else "SPARED" if mutant.spared else "SURVIVED"
+        by = " and ".join(filter(None, (self.test, self.invariant)))
+        verdict = f"caught by {by}" if by else "SPARED" if self.mutant.spared else "SURVIVED"
         where = "" if self.seed is None else f" with seed {self.seed}"
         tried = f", {self.tried} tried" if self.tried else ""
         over = f", passed over {', '.join(self.passed_over)}" if self.passed_over else ""
-        return f"{mutant.name:34} {verdict}{where}{tried} ({self.spent_s:.0f} s){over}  {self.detail}"
+        return f"{self.mutant.name:34} {verdict}{where}{tried} ({self.spent_s:.0f} s){over}  {self.detail}"
 
 
 @contextmanager
-def mutated(mutant: Mutant) -> Iterator[Path]:
-    """A copy of the sources without the rule."""
+def mutated(mutant: Mutant, also: tuple[str, ...] = ()) -> Iterator[Path]:
+    """A copy of the sources without the rule, and without those of ``also``."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as scratch:
         root = Path(scratch)
         ignore = shutil.ignore_patterns("__pycache__")
         for part in ("agent", "tests"):
             shutil.copytree(ROOT / part, root / part, ignore=ignore)
         shutil.copy(ROOT / "pyproject.toml", root)
-        for each in (mutant, *(BY_NAME[name] for name in mutant.also)):
+        for each in (mutant, *(BY_NAME[name] for name in also)):
             apply(each, root)
         yield root
 
 
 def environment(root: Path) -> dict[str, str]:
-    path = os.pathsep.join((str(root / "agent"), str(root)))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    python_path = os.pathsep.join((str(root / "agent"), str(root)))
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    return {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": python_path,
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
 
 
 def try_mutant(mutant: Mutant, seeds: list[int], *, limit_s: float = LIMIT_S) -> Outcome:
-    """Look for a seed that catches it, in this order; where the rule matters rarely, run its directed test."""
+    """Run its directed test, and look for a seed that catches it, in this order of seeds."""
     began = time.monotonic()
-    with mutated(mutant) as root:
-        found = _run_seeds(mutant, root, seeds, limit_s) if seeds else {}
-        if mutant.test and not found.get("caught"):
+    found: dict[str, Any] = {}
+    if mutant.test:
+        with mutated(mutant) as root:
             found |= _run_test(mutant, root)
+    if seeds:
+        with mutated(mutant, mutant.also) as root:
+            found |= _run_seeds(mutant, root, seeds, limit_s)
     return Outcome(mutant=mutant, spent_s=time.monotonic() - began, **found)
 
 
 def _run_test(mutant: Mutant, root: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", mutant.test]
     done = subprocess.run(command, cwd=root, env=environment(root), capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1):  # not a failing test, but none that could be run
+    if done.returncode not in (0, 1) or " skipped" in done.stdout:  # not a failing test, but none that could be run
         raise RuntimeError(f"{mutant.name}: {mutant.test} cannot be run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return {"caught": mutant.test.rpartition("::")[2] if done.returncode else ""}
+    return {"test": mutant.test.rpartition("::")[2] if done.returncode else ""}
 
 
 def _run_seeds(mutant: Mutant, root: Path, seeds: list[int], limit_s: float) -> dict[str, Any]:
@@ -123,7 +150,7 @@ def _run_seeds(mutant: Mutant, root: Path, seeds: list[int], limit_s: float) -> 
     others = tuple(f"{line['rule']} ({line['seed']})" for line in lines if line["rule"] and not line["caught"])
     found: dict[str, Any] = {"tried": len(before) + 1, "passed_over": others[:5]}
     if last["caught"]:
-        found |= {"caught": last["rule"], "seed": last["seed"], "detail": last["detail"]}
+        found |= {"invariant": last["rule"], "seed": last["seed"], "detail": last["detail"]}
     return found
 
 
@@ -148,9 +175,10 @@ def recorded() -> dict[str, dict[str, Any]]:
     return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
 
 
-def record(outcomes: list[Outcome]) -> None:
+def record(outcome: Outcome) -> None:
     """Keep what was found, in the order of the list; what was not tried now stays as it was."""
-    known = recorded() | {outcome.mutant.name: outcome.record() for outcome in outcomes}
+    known, name = recorded(), outcome.mutant.name
+    known[name] = known.get(name, {}) | outcome.record()
     kept = {mutant.name: known[mutant.name] for mutant in MUTANTS if mutant.name in known}
     RECORD.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
@@ -188,19 +216,19 @@ def main() -> int:
     began = time.monotonic()
     with ThreadPoolExecutor(options.jobs) as pool:
         running = [
-            pool.submit(try_mutant, mutant, seeds if options.hunt or not mutant.test else []) for mutant in chosen
+            pool.submit(try_mutant, mutant, seeds if options.hunt or mutant.by_seeds else []) for mutant in chosen
         ]
         try:
             for done in as_completed(running):
                 outcomes.append(done.result())
                 print(outcomes[-1], flush=True)
+                if options.record:
+                    record(outcomes[-1])
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    if options.record:
-        record(outcomes)
     wrong = [outcome.mutant.name for outcome in outcomes if not outcome.as_expected]
-    caught = sum(bool(outcome.caught) for outcome in outcomes)
+    caught = sum(outcome.caught for outcome in outcomes)
     print(
         f"{len(outcomes)} mutants, {caught} caught, {time.monotonic() - began:.0f} s"
         + (f"; NOT as expected: {', '.join(sorted(wrong))}" if wrong else "")

@@ -81,7 +81,7 @@ def test_a_clock_that_is_slower_than_assumed_breaks_the_lease_and_no_confirmed_w
 
 @pytest.mark.parametrize("seed", range(6))
 def test_with_followers_attached_even_half_the_rate_is_borne(begin: Begin, seed: int) -> None:
-    """The whole tick between two proofs gives room, and behind it the old primary lacks replicas: they have frozen."""
+    """A lease that heartbeats prove has more room, and behind it the old primary lacks replicas: they have frozen."""
     cluster = begin(seed)
     leader, _, _ = roles(cluster)
     leader.site.clock.set_rate(0.5)

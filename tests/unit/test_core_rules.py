@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from redis_agent import machine
+from redis_agent.lease import RELAY_SHARE
 from redis_agent.messages import ArmGuard, Commit, CommitDone, Fence, GuardDone, LiftFence, Probe, Promote, Put
 from tests.support.core import PATHS, claimant, serving
 
@@ -17,14 +18,18 @@ def test_the_lease_counts_from_when_a_heartbeat_was_sent() -> None:
     settings = driver.core.settings
     driver.settle_but("heartbeat", Probe)
     sent_at: list[float] = []
+    answered_at: list[float] = []
     for held_s in (0.6, 0.6, 0.6, 0.6, 0.6):
         driver.wait(settings.heartbeat_s)
         heartbeat = driver.take(Commit, "heartbeat")
         sent_at.append(driver._sent[heartbeat.request])
         driver.wait(held_s)
         driver.answer(heartbeat)
+        answered_at.append(driver.now)
     base = driver.core.lease.until - driver.timeout_s + settings.fence_budget_s
-    assert any(base == pytest.approx(at, abs=1e-6) for at in sent_at)
+    assert sent_at[3] >= answered_at[0] + settings.tick_s * RELAY_SHARE > sent_at[2], "the fourth tells about the first"
+    assert sent_at[4] >= answered_at[3]
+    assert base == pytest.approx(sent_at[0], abs=1e-6)
 
 
 def test_looking_for_znodes_that_are_there_proves_nothing() -> None:
