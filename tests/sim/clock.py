@@ -13,10 +13,10 @@ leader whose clock is slower by a share s of ZooKeeper's is fenced in time as lo
     (T - b / 2 + 0.05)   / (1 - s) < T     by its guard, hard:  s < 1.25 %
 
 with the defaults T = 6 s and b = 0.25 s; and all that an agent's threads and a local socket take goes off that: about
-1 % is what is assumed. It is that tight at the beginning of a session, while its creation is the only proof. Later there
-is more room: within the 5/8 of a tick behind the answer to the heartbeat that counts, ZooKeeper's leader has asked for
-touches an eighth of a tick behind its sending, or again behind a further heartbeat (0.25 s: 5 %). And where followers
-are attached the old primary lacks them when they have frozen, whatever any clock says.
+1 % is what is assumed. It is that tight at the beginning of a session, while its creation is the only proof. Later
+there is more room: within the 5/8 of a tick behind the answer to the heartbeat that counts, ZooKeeper's leader has
+asked for touches an eighth of a tick behind its sending, or again behind a further heartbeat (0.25 s: 5 %). And where
+followers are attached the old primary lacks them when they have frozen, whatever any clock says.
 
 A *fast* clock ends the lease earlier. That 5/8 of a tick by the agent's clock are half a tick by that of ZooKeeper's
 leader bears a quarter. Nothing that is confirmed by WAIT depends on any clock.

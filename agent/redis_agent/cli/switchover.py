@@ -91,9 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
-    parser.add_argument(
-        "--to", metavar="MEMBER", type=_member, help="who is to lead; default: the voter that is best"
-    )
+    parser.add_argument("--to", metavar="MEMBER", type=_member, help="who is to lead; default: the voter that is best")
     parser.add_argument("--wait", action="store_true", help="wait until it is done or has failed, and say which")
     limits = "the order is not begun later than this, and --wait waits no longer"
     target.add_arguments(parser, timeout_s=DEFAULT_LIMIT_S, limits=limits)
