@@ -79,7 +79,9 @@ class ServerClient(Client, Protocol):
     """A client that knows some of an ensemble's servers."""
 
     def cut_server(self, place: int) -> None:
-        """As `cut`, but only from one server: its place among those that the client knows."""
+        """As `cut`, but only from one server (its place among those that the client knows), and no connection to it
+        can be made meanwhile.
+        """
 
 
 class Servers(Protocol):

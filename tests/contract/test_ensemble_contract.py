@@ -202,6 +202,32 @@ def test_a_request_that_its_session_has_overtaken_is_not_done(servers: Servers) 
     assert peer.quiet(SessionExpired)
 
 
+def test_a_request_that_waits_at_a_server_may_be_done_late_but_not_on_a_newer_version(servers: Servers) -> None:
+    """The server is stopped with a request in its sockets, and perhaps with an attempt of the client to come back.
+
+    By that attempt the session moves back to it, so the request may be done although it was overtaken, and after it was
+    looked for in vain. What was committed in between on the version that it asks for keeps it out for good.
+    """
+    one, other = followers(servers)
+    peer = Peer(servers.client(one, other, timeout_s=6.0))
+    peer.client.cut_server(1)
+    peer.open()
+    assert isinstance(peer.ensure(("/a", b"a0")), CommitDone)
+    peer.client.restore()
+    node = peer.found("/a").paths["/a"]
+    assert node is not None
+    servers.pause(one)
+    request = peer.send_commit(Put("/a", b"late", version=node.version))
+    assert isinstance(peer.answer(request, LIMIT_S), CommitUnknown)
+    assert not peer.wait(SessionUp, LIMIT_S).is_new
+    assert data(peer, "/a") == b"a0"
+    peer.committed(Put("/a", b"newer", version=node.version))
+    servers.resume(one)
+    assert peer.quiet(SessionExpired)
+    assert data(peer, "/a") == b"newer"
+    insist(peer, b"end")
+
+
 def test_no_change_is_missed_across_a_change_of_leaders(servers: Servers) -> None:
     """Whoever reads again whenever it is connected again, and on every watch, ends up with the last value."""
     leader, (one, other) = servers.leader(), followers(servers)

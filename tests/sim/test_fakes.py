@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 
-from redis_agent.messages import Create, OpenSession, Put, Read, ReadDone, SessionDown, SessionExpired, SessionUp
+from redis_agent.messages import (
+    Commit,
+    CommitDone,
+    Create,
+    Ensure,
+    OpenSession,
+    Put,
+    Read,
+    ReadDone,
+    SessionDown,
+    SessionExpired,
+    SessionUp,
+)
 from tests.sim.process import Process
 from tests.sim.world import Network, Pipe, World, both
 from tests.sim.zk_client import ZkClient
@@ -50,6 +62,49 @@ def test_a_stopped_process_does_everything_later_and_a_dead_one_nothing() -> Non
     process.kill()
     process.run(heard.append, "never")
     assert heard == ["waits", "timer"]
+
+
+def test_a_request_may_be_done_after_it_was_looked_for_in_vain() -> None:
+    """As with real servers: one stops with a request and, behind it, an attempt of the client to come back; when it
+    goes on, the session has moved to it again by the time that the leader decides the request, or has not.
+    """
+    seen = {done_late(seed) for seed in range(1, 60)}
+    assert seen == {None, False, True}
+
+
+def done_late(seed: int) -> bool | None:
+    """Whether the request was done; None if the client never tried the stopped server again."""
+    session = Session(seed)
+    client, conn = session.client, session.client.conn
+    assert conn is not None
+    if conn.server.reign is not None:
+        return None
+    stopped, tried = conn.server, [conn]
+    session.client.execute(Ensure(1, 1, (("/a", b"a0"),)))
+    session.until(lambda: bool(session.of(CommitDone)))
+    stopped.pause()
+    client.execute(Commit(1, 2, "late", (Put("/a", b"late"),)))
+
+    def back() -> bool:
+        if client.conn is not None and client.conn not in tried:
+            tried.append(client.conn)
+        return len(session.of(SessionUp)) > 1 or client.expired
+
+    session.until(back)
+    if client.expired:
+        return None
+    session.heard.clear()
+    client.execute(Read(1, 3, ("/a",)))
+    session.until(lambda: bool(session.of(ReadDone)))
+    assert session.of(ReadDone)[0].paths["/a"].data == b"a0"
+    stopped.resume()
+    session.world.run(session.world.now + 1.0)
+    reign = session.ensemble.reign()
+    assert reign is not None
+    done = reign.server.tree.nodes["/a"].data == b"late"
+    again = sum(each.server is stopped for each in tried) > 1
+    assert again or not done
+    return done if again else None
 
 
 # --- ZooKeeper ----------------------------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 SYNC_LIMIT_TICKS = 5
 """ZooKeeper's usual syncLimit."""
 
+BEHIND_S = 0.0003
+"""How far the thread that decides requests is behind the one that hears where sessions are."""
+
 EXPIRED = Outcome(expired=True)
 MOVED = Outcome(moved=True)
 
@@ -152,7 +155,17 @@ class Reign:
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def request(self, origin: Server, request: int, session: int, ops: tuple[Op, ...], label: str) -> None:
-        """Decide a transaction of a client, on top of all that was proposed before."""
+        """Decide a transaction of a client, on top of all that was proposed before.
+
+        One that its session has overtaken is decided a moment later: should an old attempt of the client to come back
+        to the same server arrive right behind it, the session is there again, and the request is done after all.
+        """
+        if self._owners.get(session, origin) is origin:
+            self._decide(origin, request, session, ops, label)
+        else:
+            self.server.process.after(BEHIND_S, self._decide, origin, request, session, ops, label)
+
+    def _decide(self, origin: Server, request: int, session: int, ops: tuple[Op, ...], label: str) -> None:
         if self.over:
             return
         zxid = self.zxid + 1

@@ -126,7 +126,7 @@ class ProxiedClient(ZkClient):
             proxy.cut()
 
     def cut_server(self, place: int) -> None:
-        self.proxies[place].cut()
+        self.proxies[place].cut(refusing=True)
 
     def cut_replies(self) -> None:
         for proxy in self.proxies:

@@ -88,6 +88,7 @@ class TcpProxy:
         self._listener.settimeout(0)
         self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._cut: Cut | None = None
+        self._refusing = False
         self._swallows_watches = False
         self._watch_filters: list[_WatchFilter] = []
         self._connections: list[tuple[_Pipe, _Pipe]] = []
@@ -124,11 +125,15 @@ class TcpProxy:
 
         self._order(order)
 
-    def cut(self, what: Cut = Cut.BOTH) -> None:
-        """Go silent. Both directions also stop accepting; a cut of one direction goes on accepting."""
+    def cut(self, what: Cut = Cut.BOTH, *, refusing: bool = False) -> None:
+        """Go silent. Both directions also stop accepting; a cut of one direction goes on accepting.
+
+        Refusing: new connections are broken at once, so that nothing of them arrives later.
+        """
 
         def order() -> None:
             self._cut = what
+            self._refusing = refusing
 
         self._order(order)
 
@@ -137,6 +142,7 @@ class TcpProxy:
 
         def order() -> None:
             self._cut = None
+            self._refusing = False
 
         self._order(order)
 
@@ -180,7 +186,7 @@ class TcpProxy:
     def _register(self) -> None:
         """Tell the selector what we would do something about now."""
         wanted: dict[socket.socket, int] = {}
-        if self._cut is not Cut.BOTH:
+        if self._refusing or self._cut is not Cut.BOTH:
             wanted[self._listener] = selectors.EVENT_READ
         for pair in self._connections:
             for pipe in pair:
@@ -215,6 +221,9 @@ class TcpProxy:
         try:
             client, _ = self._listener.accept()
         except OSError:
+            return
+        if self._refusing:
+            _break(client)
             return
         try:
             server = socket.create_connection(self._target, timeout=1.0)

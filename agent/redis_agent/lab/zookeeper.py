@@ -158,8 +158,11 @@ class Ensemble:
         self._launch(self._servers[index], _command())
 
     def pause(self, index: int) -> None:
-        """SIGSTOP: its sockets stay open and silent."""
+        """SIGSTOP: its sockets stay open and silent. Returns when none of its threads runs any more."""
         self._signal(index, signal.SIGSTOP)
+        pid = self.pid(index)
+        if pid is not None:
+            self._wait(lambda: _stopped(pid), 5.0, f"server {index} does not stop")
 
     def resume(self, index: int) -> None:
         """SIGCONT."""
@@ -299,6 +302,15 @@ class Ensemble:
                 port = peer.peer_port if proxy is None else proxy.address[1]
                 lines.append(f"server.{other + 1}={peer.host}:{port}:{peer.election_port}")
         return "\n".join(lines) + "\n"
+
+
+def _stopped(pid: int) -> bool:
+    """Every thread of this process is stopped."""
+    states = []
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):
+            states.append(stat.read_text().rpartition(")")[2].split()[0])
+    return set(states) <= {"T"}
 
 
 def _command() -> list[str]:
