@@ -22,6 +22,7 @@ from redis_agent.config import Section, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SIM = ROOT / "tests" / "sim"
+FAULTS = ROOT / "tests" / "faults" / "record.json"
 EXAMPLE = ROOT / "systemd" / "redis-agent.toml"
 # What the example sets, because it has no default or because every installation has its own.
 SAMPLE = {
@@ -151,6 +152,47 @@ def sim_ranges() -> str:
     return "\n".join([head, "|---|---|---|---:|---:|---:|---:|", *rows, "", total])
 
 
+def how_tried() -> str:
+    """What was tried on what, and how much of it is recorded."""
+    model = "the rules alone, breadth first, all interleavings of few writes"
+    transitions = "20 to 100 million transitions; each of its 23 rules taken out gives a counterexample"
+    cores = "the real core, simulated ZooKeeper, Redis, guards, clocks and networks; faults under seeds"
+    rules = "[below](#rules-taken-out-one-by-one)"
+    both = "the same tests on simulated and real ZooKeeper, Redis and guard"
+    real = "real servers, real processes, proxies that cut and hold back"
+    beds = "three hosts and three ZooKeeper servers in network namespaces, random faults, clients on every side"
+    rows = [
+        ("explicit-state model of the protocol", model, transitions, "kept with the design"),
+        ("[simulator](simulation.md)", cores, _simulated(), "`make sim SEEDS=20000`"),
+        ("mutants", "the simulator against the core with one rule taken out", rules, "`make mutants`"),
+        ("contract suite", both, "", "`make test TESTS=tests/contract`"),
+        ("cases", real, "", "`make test TESTS=tests/integration`"),
+        ("[faults](faults.md)", beds, _suffered(), "`make faults MINUTES=60`"),
+        ("[Sentinel side by side](comparison.md)", "the same workloads and faults", "", "`make compare`"),
+    ]
+    lines = ["| what | on what | how many | run it |", "|---|---|---|---|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _simulated() -> str:
+    runs = [msgspec.json.decode(line) for line in (SIM / "ranges.jsonl").read_text(encoding="utf-8").splitlines()]
+    played, failed = sum(run["played"] for run in runs), sum(run["violations"] for run in runs)
+    hours = sum(run["virtual_s"] for run in runs) / 3600
+    return f"{played:,} seeds, {hours:,.0f} virtual hours, {failed:,} violations" if runs else "no run is recorded yet"
+
+
+def _suffered() -> str:
+    if not FAULTS.exists():
+        return "no run is recorded yet"
+    told = msgspec.json.decode(FAULTS.read_bytes())
+    writes = told["all_writes"]
+    return (
+        f"{told['minutes']:g} minutes, {told['rounds']:,} rounds: {writes['acknowledged']:,} writes acknowledged, "
+        f"{writes['confirmed']:,} confirmed, {writes['confirmed_lost']:,} of these lost; two primaries for "
+        f"{told['dual_primary_ms']:.0f} ms; {len(told['violations']):,} violations ({told['date']})"
+    )
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
@@ -197,6 +239,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "sim-invariants": sim_invariants,
     "sim-ranges": sim_ranges,
     "mutants": mutants,
+    "how-tried": how_tried,
 }
 
 

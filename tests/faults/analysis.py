@@ -1,15 +1,6 @@
 """What became of the writes: the clients' history of a round and the final contents of every node: what does not fit.
 
-**Two primaries.** A *leadership* is a node with one replication id. From its first acknowledgement (``t1`` of the write
-that was acknowledged first) to the last time that a write was sent which it acknowledged (the greatest ``t0``) it was
-certainly taking writes, whatever the clocks of the clients' own code did in between. Where those spans of two nodes
-overlap, both certainly acknowledged writes at the same time, and the union of these overlaps is the *dual-primary
-time*. It is a lower bound: nothing is counted that could be explained by packets that were late. What could be is
-counted apart: *late* acknowledgements were received in a later leadership, but sent before it.
-
-The continued whole host, which the project does not promise to hold back, is kept apart: an overlap is its *residue* if
-every late write in it was acknowledged within ``RESIDUE_NS`` of the end of a stop that held Redis and its guard
-together, and that began before the later leadership did.
+What has to do with data is here; whether two nodes took writes at the same time is found by ``primaries``.
 """
 
 from __future__ import annotations
@@ -20,17 +11,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tests.faults.history import REFUSED, UNKNOWN, Contents, Entry, Fault
+from tests.faults import primaries
+from tests.faults.history import COUNTER_BASE, REFUSED, UNKNOWN, Contents, Entry, Fault
+from tests.faults.primaries import Overlap, union_ms
 
-RESIDUE_NS = 2_000_000_000
 GAP_NS = 100_000_000
 """Shorter pauses are none."""
-WHOLE_HOST = "host-freeze"
-STOP_REDIS = "redis-stop"
-STOP_GUARD = "guard-stop"
 _EXAMPLES = 5
 """So many violations of each kind are told; the counts are in the tallies."""
-_FOREVER = 1 << 62
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,25 +55,6 @@ class Tally:
             self.waited_lost += entry.waited
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overlap:
-    """Two nodes took writes at the same time, or may have."""
-
-    older: str
-    newer: str
-    t0: int
-    t1: int
-    writes: int
-    """That the older one acknowledged although the newer one had begun."""
-    confirmed: int
-    excused: bool
-    """A whole host was continued."""
-
-    @property
-    def ms(self) -> float:
-        return max(0, self.t1 - self.t0) / 1e6
-
-
 @dataclass(slots=True, kw_only=True)
 class Report:
     """Of one round, or of all together."""
@@ -98,8 +67,10 @@ class Report:
     """How many violations of each kind; not all of them are in ``violations``."""
     overlaps: list[Overlap] = field(default_factory=list)
     """Certain ones."""
+    residues: list[Overlap] = field(default_factory=list)
+    """Of whole hosts that were continued."""
     late: list[Overlap] = field(default_factory=list)
-    """Possible ones."""
+    """What may merely have arrived late."""
     reads: int = 0
     vanished: int = 0
     """Values that were read and were gone in the end: allowed, but counted."""
@@ -119,19 +90,19 @@ class Report:
     @property
     def dual_ms(self) -> float:
         """Certain, and not the residue."""
-        return _union_ms(each for each in self.overlaps if not each.excused)
+        return union_ms(self.overlaps)
 
     @property
     def residue_ms(self) -> float:
-        return _union_ms(each for each in (*self.overlaps, *self.late) if each.excused)
+        return union_ms(self.residues)
 
     @property
     def residue_writes(self) -> int:
-        return sum(each.writes for each in self.late if each.excused)
+        return sum(each.writes for each in self.residues)
 
     @property
     def residue_confirmed(self) -> int:
-        return sum(each.confirmed for each in self.late if each.excused)
+        return sum(each.confirmed for each in self.residues)
 
     @property
     def availability(self) -> float:
@@ -143,6 +114,7 @@ class Report:
         self.violations += other.violations
         self.told += other.told
         self.overlaps += other.overlaps
+        self.residues += other.residues
         self.late += other.late
         self.reads += other.reads
         self.vanished += other.vanished
@@ -157,7 +129,7 @@ def analyse(entries: Iterable[Entry], finals: Mapping[str, Contents], faults: Se
     Args:
         entries: of one round, of all clients.
         finals: each node's contents after the round, when nobody writes any more. None at all: nothing is said of them.
-        faults: of the round; only stops of Redis, guard and host matter.
+        faults: of the round; stops of Redis, guard and host matter, and what may have held a reply back.
     """
     history = sorted(entries, key=lambda entry: entry.t0)
     report = Report()
@@ -247,52 +219,37 @@ def _check_order(report: Report, key: str, present: list[Entry]) -> None:
 
 
 def _check_counters(report: Report, history: list[Entry], contents: Contents) -> None:
+    """Each increment adds a power of COUNTER_BASE of its own: the sum tells of each how often it was executed."""
     by_key: dict[str, list[Entry]] = defaultdict(list)
     for entry in history:
         by_key[entry.key].append(entry)
     for key, attempts in by_key.items():
         final = contents.get(key, "0")
         assert isinstance(final, str)
-        _check_counter(report, key, attempts, int(final))
+        for entry in attempts:
+            _check_increment(report, entry, int(final))
+        steps = {int(entry.value) for entry in attempts}
+        if foreign := int(final) - sum(step * _times(int(final), step) for step in steps):
+            _tell(report, "foreign", f"{key} has {foreign} more than anybody added")
 
 
-def _check_counter(report: Report, key: str, attempts: list[Entry], final: int) -> None:
-    """Of one client, which sends one after the other. Each has its own number while nothing is lost."""
-    executed: list[Entry] = []
-    """Acknowledged and not lost so far, by their numbers, which grow."""
-    value = maybe = 0
-    for entry in attempts:
-        maybe += entry.outcome == UNKNOWN
-        if not entry.ok:
-            continue
-        assert isinstance(entry.result, int)
-        maybe = _advance(report, key, executed, value, entry.result, maybe)
-        value = entry.result
-        executed.append(entry)
-    _advance(report, key, executed, value, final + 1, maybe)
-
-
-def _advance(report: Report, key: str, executed: list[Entry], value: int, result: int, maybe: int) -> int:
-    """The next number is ``result``, after ``value``. Returns how many of unknown outcome have not shown up yet."""
-    ahead = result - (value + 1)
-    if ahead > maybe:
-        _tell(report, "doubled", f"{key} is doubled: {result} after {value} with {maybe} of unknown outcome")
-    # Whoever is at or past the next number is gone.
-    while executed and _number(executed[-1]) >= result:
-        entry = executed.pop()
+def _check_increment(report: Report, entry: Entry, final: int) -> None:
+    step = int(entry.value)
+    times = _times(final, step)
+    answered = _times(entry.result, step) if isinstance(entry.result, int) else 0
+    name = f"increment of {entry.key} by {entry.value}"
+    if max(times, answered) > 1:
+        _tell(report, "doubled", f"{name} is doubled: executed {max(times, answered)} times")
+    if entry.ok and not times:
         report.tallies["incr"].lose(entry)
         if entry.confirmed:
-            _tell(
-                report,
-                "lost increment",
-                f"confirmed increment of {key} to {entry.result} (by {entry.node}) is lost: next is {result}",
-            )
-    return maybe - min(max(ahead, 0), maybe)
+            _tell(report, "lost increment", f"confirmed {name} (acknowledged by {entry.node}) is lost")
+    elif entry.outcome == REFUSED and times:
+        _tell(report, "refused", f"{name} was refused ({entry.error}) and executed all the same")
 
 
-def _number(entry: Entry) -> int:
-    assert isinstance(entry.result, int)
-    return entry.result
+def _times(value: int, step: int) -> int:
+    return value // step % COUNTER_BASE
 
 
 def _check_reads(report: Report, history: list[Entry], contents: Contents) -> None:
@@ -311,90 +268,25 @@ def _tell(report: Report, kind: str, violation: str) -> None:
 # --- two primaries ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Leadership:
-    node: str
-    writes: list[Entry] = field(default_factory=list)
-
-    @property
-    def first_ns(self) -> int:
-        return min(entry.t1 for entry in self.writes)
-
-    @property
-    def last_ns(self) -> int:
-        return max(entry.t0 for entry in self.writes)
-
-
 def _check_primaries(report: Report, history: Sequence[Entry], faults: Sequence[Fault]) -> None:
-    found: dict[tuple[str, str], _Leadership] = {}
-    for entry in history:
-        if entry.ok and entry.is_write and entry.replid:
-            found.setdefault((entry.node, entry.replid), _Leadership(entry.node)).writes.append(entry)
-    order = sorted(found.values(), key=lambda each: each.first_ns)
-    for older, newer in itertools.combinations(order, 2):
-        if older.node != newer.node:
-            _compare(report, older, newer, faults)
-    for overlap in report.overlaps:
-        if not overlap.excused:
-            _tell(
-                report,
-                "two primaries",
-                f"two primaries: {overlap.older} acknowledged {overlap.writes} writes that were sent up to "
-                f"{overlap.ms:.1f} ms after {overlap.newer} had acknowledged its first",
-            )
+    found = primaries.find([entry for entry in history if entry.ok and entry.is_write], faults)
+    report.overlaps, report.residues, report.late = found.certain, found.residues, found.late
+    for overlap in found.certain:
+        _tell(
+            report,
+            "two primaries",
+            f"two primaries: {overlap.older} executed {overlap.writes} writes (of which {overlap.confirmed} confirmed) "
+            f"after {overlap.newer} had acknowledged its first; {overlap.ms:.1f} ms",
+        )
     if report.residue_confirmed:
         _tell(report, "residue", f"{report.residue_confirmed} writes of a continued host were confirmed")
-
-
-def _compare(report: Report, older: _Leadership, newer: _Leadership, faults: Sequence[Fault]) -> None:
-    begin = newer.first_ns
-    late = [entry for entry in older.writes if entry.t1 > begin]
-    if not late:
-        return
-    stops = whole_stops(faults, older.node.rpartition(":")[0])
-    ends = [_continued(entry, stops, begin) for entry in late]
-    excused = None not in ends
-    about = {
-        "older": older.node,
-        "newer": newer.node,
-        # While it stood still it took nothing.
-        "t0": max(begin, min(end for end in ends if end is not None)) if excused else begin,
-        "writes": len(late),
-        "confirmed": sum(entry.confirmed for entry in late),
-        "excused": excused,
-    }
-    until = min(older.last_ns, newer.last_ns)
-    report.late.append(Overlap(t1=max(entry.t1 for entry in late), **about))  # type: ignore[arg-type]
-    if until > begin:
-        report.overlaps.append(Overlap(t1=until, **about))  # type: ignore[arg-type]
-
-
-def whole_stops(faults: Sequence[Fault], node: str) -> list[tuple[int, int]]:
-    """When Redis and its guard on this node stood still together: from when to when."""
-    mine = [fault for fault in faults if fault.target == node]
-    spans = [(fault.t0, fault.t1 or _FOREVER) for fault in mine if fault.kind == WHOLE_HOST]
-    for redis in (fault for fault in mine if fault.kind == STOP_REDIS):
-        for guard in (fault for fault in mine if fault.kind == STOP_GUARD):
-            span = max(redis.t0, guard.t0), min(redis.t1 or _FOREVER, guard.t1 or _FOREVER)
-            if span[0] < span[1]:
-                spans.append(span)
-    return spans
-
-
-def _continued(entry: Entry, stops: list[tuple[int, int]], began: int) -> int | None:
-    """When the host was continued whose residue this write is; None: it is none."""
-    fitting = (end for start, end in stops if start < began and end <= entry.t1 <= end + RESIDUE_NS)
-    return next(fitting, None)
-
-
-def _union_ms(overlaps: Iterable[Overlap]) -> float:
-    total, until = 0, 0
-    for each in sorted(overlaps, key=lambda overlap: overlap.t0):
-        begin = max(each.t0, until)
-        if each.t1 > begin:
-            total += each.t1 - begin
-            until = each.t1
-    return total / 1e6
+    for entry in found.too_late:
+        _tell(
+            report,
+            "too late",
+            f"confirmed {entry.key} (of {entry.client}) was acknowledged by {entry.node} long after another had begun, "
+            "and nothing had held the reply back",
+        )
 
 
 # --- availability -----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from redis_agent.lab import host as processes
 from redis_agent.lab.agent_process import AgentProcess
 from redis_agent.lab.cluster import LocalCluster
 from redis_agent.lab.settings import Settings
+from redis_agent.lab.waiting import wait_for
 from redis_agent.lab.zookeeper import Ensemble, Server
 from redis_agent.replication import Address
 from redis_agent.znodes import Leader
@@ -31,15 +32,20 @@ CLUSTER = "faults"
 _RESTART_PAUSE_S = 0.1
 _LOOK_S = 0.02
 _BATCH = 2000
+_REMOVED_LIMIT_S = 30.0
 _BROKEN_FILE = "Bad file format reading the append only file"
 _MANIFEST = "appendonlydir/appendonly.aof.manifest"
 _REDIS_CONF = """
 bind * -::*
 protected-mode no
-appendonly yes
-appendfsync everysec
-auto-aof-rewrite-min-size 16mb
 """
+PERSISTENCE = {
+    "aof": 'save ""\nappendonly yes\nappendfsync everysec\nauto-aof-rewrite-min-size 16mb\n',
+    # Often, so that faults meet it.
+    "rdb": "save 5 1\nappendonly no\n",
+    "none": 'save ""\nappendonly no\n',
+}
+"""What Redis writes to its disk."""
 
 
 class BedEnsemble(Ensemble):
@@ -153,6 +159,11 @@ class BedMember(AgentProcess):
         return found
 
 
+def redis_conf(persistence: str) -> str:
+    """Of a member, by the name of a PERSISTENCE."""
+    return _REDIS_CONF + PERSISTENCE[persistence]
+
+
 class BedCluster(LocalCluster):
     """The members, and an init for each. ``with`` starts them and waits until they are settled."""
 
@@ -162,7 +173,7 @@ class BedCluster(LocalCluster):
         ensemble: BedEnsemble,
         *,
         settings: Settings | None = None,
-        redis_conf: str = _REDIS_CONF,
+        redis_conf: str = _REDIS_CONF + PERSISTENCE["aof"],
         size: int = RACKS,
     ) -> None:
         library, self.why_no_jumps = shim(bed.directory)
@@ -215,6 +226,16 @@ class BedCluster(LocalCluster):
 
     def remove(self, prefix: str) -> None:
         """Remove the keys of a round, so that Redis stays small."""
+        wait_for(lambda: self._removed(prefix), _REMOVED_LIMIT_S, f"the keys {prefix} are removed", pause_s=0.2)
+
+    def _removed(self, prefix: str) -> bool:
+        # With a disk that has only just room again Redis refuses for a moment, or somebody else takes over.
+        with suppress(redis.RedisError):
+            self._remove(prefix)
+            return True
+        return False
+
+    def _remove(self, prefix: str) -> None:
         leader = self.wait_settled()
         with leader.redis(timeout_s=20.0) as client:
             # A cluster that has served is never empty.

@@ -18,6 +18,9 @@ REFUSED = "refused"
 UNKNOWN = "unknown"
 """Sent, and the answer never came."""
 
+COUNTER_BASE, COUNTER_STEPS = 4, 31
+"""Each increment of a counter adds a power of this base of its own; so many fit into one counter."""
+
 
 def boottime_ns() -> int:
     """CLOCK_BOOTTIME, which every process of a machine shares and nobody sets."""
@@ -36,14 +39,15 @@ class Entry(msgspec.Struct, kw_only=True, omit_defaults=True):
     """set, incr, rpush or get."""
     key: str
     value: str = ""
-    """Of SET and RPUSH: unique."""
+    """Of SET and RPUSH: unique. Of INCRBY: what it adds, which no other attempt adds to this counter."""
     node: str = ""
     """Where it was sent: address:port."""
     outcome: str
     result: int | str | None = None
-    """Of INCR: the number; of RPUSH: the length; of GET: the value."""
+    """Of INCRBY: the sum; of RPUSH: the length; of GET: the value."""
     replid: str = ""
-    """Of the Redis that executed it, read in the same round trip: two leaderships of one node differ in it."""
+    """Of the Redis that executed it, read in the same round trip: two leaderships of one node differ in it.
+    Empty: it was no primary any more, or the connection was lost."""
     need: int | None = None
     """How many voters besides the primary had to have it; None: the client did not ask."""
     acked_by: int | None = None
@@ -81,6 +85,10 @@ class Fault(msgspec.Struct, kw_only=True, omit_defaults=True):
     t0: int
     t1: int = 0
     """When it was over; 0: not yet."""
+    held_from: int = 0
+    """From here on it certainly was in effect; 0: from ``t0`` on. It began somewhere between the two."""
+    held_until: int = 0
+    """Up to here, too; 0: up to ``t1``."""
     kind: str
     target: str
     detail: str = ""

@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from tests.faults.bed import BedError, Host, environment
@@ -86,8 +87,16 @@ class Disk:
     # Each in a process of its own: one that waits for a stalled disk can't even die, and would keep us from dying.
 
     def fill(self) -> None:
-        """Leave no room."""
-        self._do('for size in 1M 4K 512; do dd if=/dev/zero bs=$size >>"$1/ballast"; done 2>/dev/null; true')
+        """Leave no room. If that fails, nothing is filled."""
+        # Blocks are taken without being written: a quarter of a gigabyte would take longer than a fault.
+        most = 'fallocate -l "$(df -B1 --output=avail "$1" | tail -n 1)" "$1/ballast"'
+        rest = 'for size in 1M 4K 512; do dd if=/dev/zero bs=$size >>"$1/ballast"; done'
+        try:
+            self._do(f"{{ {most}; {rest}; }} 2>/dev/null; true")
+        except BedError:
+            with suppress(BedError):
+                self.empty()
+            raise
 
     def empty(self) -> None:
         """There is room again."""

@@ -22,13 +22,14 @@ import psutil
 
 from redis_agent.lab.waiting import wait_for
 from redis_agent.lab.zookeeper import LabError
-from tests.faults.analysis import STOP_GUARD, STOP_REDIS, WHOLE_HOST
 from tests.faults.bed import BedError, Cut, Direction, Host
 from tests.faults.cluster import CLIENT_PORT, ELECTION_PORT, PEER_PORT, REDIS_PORT, BedCluster, BedMember
+from tests.faults.primaries import STOP_GUARD, STOP_REDIS, WHOLE_HOST
 
 JUMPS_S = (-3600.0, -7.0, -0.5, 0.5, 7.0, 30.0, 3600.0)
 _SWITCHOVER_LIMIT_S = 8.0
 _ROLLING_LIMIT_S = 6.0
+_STOPPED_LIMIT_S = 0.5
 _ROLLING = "rolling-restart"
 
 
@@ -101,6 +102,9 @@ def _kill(part: str) -> Callable[[BedCluster, str, random.Random], Heal]:
 def _stop(part: str) -> Callable[[BedCluster, str, random.Random], Heal]:
     def begin(cluster: BedCluster, target: str, _chance: random.Random) -> Heal:
         process = _send(cluster.nodes[target], part, signal.SIGSTOP)
+        # What is noted as a stop is one: another core may have run it for some microseconds more.
+        with suppress(LabError):
+            wait_for(partial(_stands, process), _STOPPED_LIMIT_S, f"{part} stands still", pause_s=0.001)
 
         def heal() -> None:
             with suppress(psutil.NoSuchProcess):
@@ -109,6 +113,13 @@ def _stop(part: str) -> Callable[[BedCluster, str, random.Random], Heal]:
         return heal
 
     return begin
+
+
+def _stands(process: psutil.Process) -> bool:
+    """Stopped, or in a disk's hands, from where it comes back stopped."""
+    with suppress(psutil.NoSuchProcess):
+        return process.status() in {psutil.STATUS_STOPPED, psutil.STATUS_DISK_SLEEP}
+    return True
 
 
 def _terminate(cluster: BedCluster, target: str, _chance: random.Random) -> Heal:
@@ -241,8 +252,12 @@ def _cut_zookeeper_clients(cluster: BedCluster, target: str, _chance: random.Ran
 
 
 def _fill_disk(cluster: BedCluster, target: str, _chance: random.Random) -> Heal:
-    cluster.nodes[target].disk.fill()
-    return cluster.nodes[target].disk.empty
+    disk = cluster.nodes[target].disk
+    try:
+        disk.fill()
+    except BedError as error:
+        raise NotDone(str(error)) from error
+    return disk.empty
 
 
 def _stall_disk(cluster: BedCluster, target: str, _chance: random.Random) -> Heal:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from redis_agent.demo import requirements
@@ -25,12 +25,14 @@ from tests.faults import bed as beds
 from tests.faults import history, plot
 from tests.faults.analysis import Report, Tally
 from tests.faults.bed import Bed
-from tests.faults.cluster import BedCluster, BedEnsemble
+from tests.faults.cluster import PERSISTENCE, BedCluster, BedEnsemble, redis_conf
 from tests.faults.history import Fault, Sight
 from tests.faults.nemesis import BY_NAME, Plan, Planned, plan
 from tests.faults.round import Outcome, Rounds, agent_finder, everywhere
 
 _SHORTEST_S, _LONGEST_S = 5.0, 14.0
+RECORD = Path(__file__).with_name("record.json")
+"""The run that docs/faults.md shows, for the documents' generated parts."""
 
 
 class Run:
@@ -47,6 +49,12 @@ class Run:
         self.faults: list[Fault] = []
         self.nodes: dict[str, str] = {}
         self.remarks: list[str] = []
+
+    def remark(self, remarks: Iterable[str]) -> None:
+        """Something about the machine, told once."""
+        for remark in sorted(set(remarks) - set(self.remarks)):
+            print(remark, flush=True)
+            self.remarks.append(remark)
 
     def take(self, outcome: Outcome) -> None:
         """Add a round, tell of it in a line, and draw it."""
@@ -110,7 +118,7 @@ def line(outcome: Outcome) -> str:
     """One round on the terminal."""
     report, total = outcome.report, outcome.report.total
     parts = [
-        f"round {outcome.number:3}: {told_faults(outcome) or 'nothing went wrong'}",
+        f"round {outcome.number:3} ({outcome.persistence}): {told_faults(outcome) or 'nothing went wrong'}",
         f"{total.attempts} attempts, {total.acknowledged} acknowledged, {total.confirmed} confirmed",
         f"lost {total.lost} and {total.confirmed_lost}",
         f"longest outage {report.outage_ns / 1e9:.2f} s",
@@ -118,6 +126,8 @@ def line(outcome: Outcome) -> str:
     ]
     if report.dual_ms or report.residue_ms:
         parts.append(f"dual-primary {report.dual_ms:.1f} ms, continued host {report.residue_ms:.1f} ms")
+    if outcome.restarted:
+        parts.append(f"Redis began anew on {', '.join(outcome.restarted)}")
     if outcome.repaired:
         parts.append(f"operator repaired the file of {', '.join(outcome.repaired)}")
     if outcome.not_done:
@@ -128,7 +138,6 @@ def line(outcome: Outcome) -> str:
 def numbers(run: Run) -> dict[str, object]:
     """Everything that the text says, and each round."""
     total = run.total
-    other = [each for each in total.late if not each.excused]
     return {
         "seed": run.seed,
         "rounds": len(run.outcomes),
@@ -143,11 +152,12 @@ def numbers(run: Run) -> dict[str, object]:
             "acknowledged": total.residue_writes,
             "confirmed": total.residue_confirmed,
         },
-        "late_acknowledgements": sum(each.writes for each in other),
+        "late_acknowledgements": sum(each.writes for each in total.late),
         "longest_outage_s": total.outage_ns / 1e9,
         "availability": total.availability,
         "slowest_convergence_s": max((each.converged_s for each in run.outcomes), default=0.0),
         "repaired_by_operator": sum(len(each.repaired) for each in run.outcomes),
+        "persistence": dict(Counter(each.persistence for each in run.outcomes)),
         "faults": dict(run.done.most_common()),
         "faults_not_done": dict(run.not_done.most_common()),
         "remarks": run.remarks,
@@ -155,6 +165,7 @@ def numbers(run: Run) -> dict[str, object]:
         "per_round": [
             {
                 "number": outcome.number,
+                "persistence": outcome.persistence,
                 "faults": told_faults(outcome),
                 "converged_s": outcome.converged_s,
                 "outage_s": outcome.report.outage_ns / 1e9,
@@ -176,12 +187,14 @@ def summary(run: Run) -> str:
         cells += [tally.lost, tally.confirmed_lost]
         return f"| {name} | " + " | ".join(f"{cell:,}" for cell in cells) + " |"
 
-    late = sum(each.writes for each in report.late if not each.excused)
+    late = sum(each.writes for each in report.late)
     slowest = max((each.converged_s for each in run.outcomes), default=0.0)
     residue = f"{report.residue_writes} acknowledged, {report.residue_confirmed} confirmed"
     repaired = sum(len(each.repaired) for each in run.outcomes)
     rule = "(a pause of more than 100 ms without an acknowledged write is an outage)"
-    length = f"{len(run.outcomes)} rounds, {report.duration_ns / 60e9:.1f} minutes of writing"
+    kept = Counter(each.persistence for each in run.outcomes)
+    length = f"{len(run.outcomes)} rounds ({', '.join(f'{kind} {count}' for kind, count in kept.items())})"
+    length += f", {report.duration_ns / 60e9:.1f} minutes of writing"
     lines = [
         f"\nSeed {run.seed}: {length}. {machine()}.",
         "",
@@ -207,10 +220,12 @@ def summary(run: Run) -> str:
     return "\n".join(lines)
 
 
-def plans(options: argparse.Namespace, cluster: BedCluster) -> Iterator[tuple[int, Plan, random.Random]]:
+def plans(
+    options: argparse.Namespace, cluster: BedCluster, first: int, length_s: float
+) -> Iterator[tuple[int, Plan, random.Random]]:
     """Rounds until the time is over. A round's faults depend on the seed, its number and who leads."""
-    until = time.monotonic() + options.minutes * 60
-    number = options.first
+    until = time.monotonic() + length_s
+    number = first
     while time.monotonic() < until:
         chance = random.Random(f"{options.seed}:{number}")
         leader = cluster.wait_settled().name
@@ -230,33 +245,47 @@ def plans(options: argparse.Namespace, cluster: BedCluster) -> Iterator[tuple[in
 
 
 def execute(options: argparse.Namespace, directory: Path) -> Run:
-    """The whole run. Stops at the first violation."""
+    """The whole run, an equal part of it with each kind of persistence. Stops at the first violation."""
     run = Run(directory, options.seed)
+    kinds = options.persistence.split(",")
+    try:
+        for kind in kinds:
+            if not run.total.violations:
+                _execute_with(kind, options, run, options.minutes * 60 / len(kinds))
+    except KeyboardInterrupt:
+        print("interrupted: what was done so far", flush=True)
+    return run
+
+
+def _execute_with(persistence: str, options: argparse.Namespace, run: Run, length_s: float) -> None:
+    """Rounds on a cluster of their own."""
     scratch = Path(tempfile.mkdtemp(prefix="ra-faults-"))
     try:
-        with Bed(scratch, keep=False) as bed, BedEnsemble(bed) as ensemble, BedCluster(bed, ensemble) as cluster:
+        with (
+            Bed(scratch, keep=False) as bed,
+            BedEnsemble(bed) as ensemble,
+            BedCluster(bed, ensemble, redis_conf=redis_conf(persistence)) as cluster,
+        ):
             run.nodes = {member.name: member.node for member in cluster.nodes.values()}
             reasons = {cluster.why_no_jumps, *(member.disk.why_no_stall for member in cluster.nodes.values())}
-            run.remarks = sorted(reasons - {""})
-            for remark in run.remarks:
-                print(remark, flush=True)
+            run.remark(reasons - {""})
             clients = everywhere(cluster, agent_finder(cluster), load=options.load)
-            rounds = Rounds(cluster, clients, directory)
+            rounds = Rounds(cluster, clients, run.directory)
             try:
-                for number, planned, chance in plans(options, cluster):
-                    run.take(rounds.run(number, planned, chance))
+                first = options.first + len(run.outcomes)
+                for number, planned, chance in plans(options, cluster, first, length_s):
+                    outcome = rounds.run(number, planned, chance)
+                    outcome.persistence = persistence
+                    run.take(outcome)
                     if run.total.violations:
-                        _keep(cluster, directory)
+                        _keep(cluster, run.directory)
                         break
-            except KeyboardInterrupt:
-                print("interrupted: what was done so far", flush=True)
             finally:
                 rounds.close()
                 for each in clients:
                     each.close()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return run
 
 
 def _keep(cluster: BedCluster, directory: Path) -> None:
@@ -273,6 +302,20 @@ def _keep(cluster: BedCluster, directory: Path) -> None:
         )
 
 
+def publish(run: Run, page: Path, minutes: float) -> None:
+    """Put the sums and the picture into a page, and the figures where other pages get them from."""
+    picture = page.parent / "images" / f"{page.stem}.svg"
+    picture.parent.mkdir(exist_ok=True)
+    shutil.copyfile(run.directory / "timeline.svg", picture)
+    told = numbers(run)
+    del told["per_round"]
+    told |= {"date": time.strftime("%Y-%m-%d"), "minutes": minutes}
+    alt = "Each member's role and the writes that it acknowledged, with the faults below, over the whole run"
+    head = f"A run of {minutes:g} minutes, {told['date']}.\n\n![{alt}](images/{picture.name})\n"
+    replace_section(page, "faults", head + summary(run))
+    RECORD.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--minutes", type=float, default=3.0, help="how long; default: 3")
@@ -280,7 +323,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=1, metavar="N", help="number of the first round; default: 1")
     parser.add_argument("--only", default="", metavar="KINDS", help=f"these faults only: {', '.join(BY_NAME)}")
     parser.add_argument("--load", type=float, default=1.0, help="times the usual number of writes (some 600 a second)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="replace the section of this Markdown file")
+    parser.add_argument(
+        "--persistence",
+        default=",".join(PERSISTENCE),
+        metavar="KINDS",
+        help="what Redis writes to disk, an equal part of the run for each; default: %(default)s",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="replace the section of this Markdown page and images/<its name>.svg beside it",
+    )
     parser.add_argument("--directory", type=Path, help="for results; default: build/faults/<time>")
     options = parser.parse_args(arguments)
     requirements.prepare_path()
@@ -294,8 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run = execute(options, directory)
     run.finish()
     if options.output is not None:
-        replace_section(options.output, "faults", summary(run))
-        shutil.copyfile(directory / "timeline.svg", options.output.with_suffix(".svg"))
+        publish(run, options.output, options.minutes)
     if run.total.violations:
         print(f"VIOLATED. Everything is in {directory}; docs/faults.md says how to read it.", file=sys.stderr)
         return 1

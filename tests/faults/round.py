@@ -105,7 +105,8 @@ def everywhere(cluster: BedCluster, finder: Plugin, *, load: float = 1.0) -> lis
             Role(op="rpush", wait=True, rate_per_s=15 * load),
             Role(op="rpush", rate_per_s=10 * load),
             Role(op="get", rate_per_s=10 * load),
-            *(Role(op="set", rate_per_s=15 * load, stubborn=node) for node in nodes),
+            *(Role(op="set", rate_per_s=30 * load, stubborn=node) for node in nodes),
+            Role(op="set", rate_per_s=250 * load, stubborn=member.node, pipelined=True),
         ]
         found.append(Clients(machine, Spec(client=machine.name, roles=roles, finder=finder)))
         beside = [
@@ -182,6 +183,9 @@ class Outcome:
     history: Path | None = None
     """All entries, compressed."""
     sights: list[Sight] = field(default_factory=list)
+    persistence: str = ""
+    restarted: list[str] = field(default_factory=list)
+    """Members whose Redis is another process in the end: they have lost their memory."""
 
 
 class Rounds:
@@ -207,12 +211,14 @@ class Rounds:
         outcome = Outcome(number=number, plan=plan, began=boottime_ns())
         prefix = f"r{number:04}"
         self._watcher.sights.clear()
+        before = {name: member.redis_pid for name, member in self._cluster.nodes.items()}
         with self._writing(prefix, outcome) as paths:
             time.sleep(STEADY_S)
             self._suffer(plan, outcome, chance)
             converged = self._converge(outcome)
             time.sleep(AFTER_S)
         outcome.ended = boottime_ns()
+        outcome.restarted = [name for name, member in self._cluster.nodes.items() if member.redis_pid != before[name]]
         outcome.sights = list(self._watcher.sights)
         finals = self._read(outcome) if converged else {}
         by_address = {member.name: member.address.host for member in self._cluster.nodes.values()}
@@ -260,8 +266,10 @@ class Rounds:
         except (NotDone, LabError, BedError) as reason:
             outcome.not_done.append(f"{kind.name} {planned.target}: {reason}")
             return
+        fault.held_from = boottime_ns()
         outcome.faults.append(fault)
         time.sleep(planned.for_s)
+        fault.held_until = boottime_ns()
         try:
             heal()
         except Exception as error:  # noqa: BLE001  (told, and the round goes on to its verdict)

@@ -5,18 +5,17 @@ prefix, note everything in this file) and ``end`` (finish what is under way, the
 primary is a plug-in, so that another system gets the very same clients; stubborn ones stay on one node whoever leads.
 
 A confirmed write follows the rule that the project publishes: write, ROLE, WAIT w, ROLE in one round trip, and count
-distinct registered voters at or past the offset of the first ROLE.
+distinct registered voters at or past the offset of the first ROLE. The replication id is asked for before and behind
+the write: whatever happens in between, an acknowledged write has one.
 """
 
 from __future__ import annotations
 
 import importlib
 import itertools
-import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,19 +25,12 @@ import msgspec
 
 from redis_agent.client import LeaderObserver
 from redis_agent.lab.wire import LabConnection, Part, ReplyError, pack
-from redis_agent.replication import Address
-from tests.faults.history import OK, REFUSED, UNKNOWN, Entry, boottime_ns, encode
+from tests.faults.history import COUNTER_BASE, COUNTER_STEPS, OK, REFUSED, UNKNOWN, Entry, boottime_ns
+from tests.faults.pipelining import Pipeliner
+from tests.faults.talk import ABOUT, NOT_EXECUTED, Round, connect, replid_of
 
-CONNECT_LIMIT_S = 0.3
-REPLY_LIMIT_S = 10.0
 WAIT_LIMIT_MS = 1000
 _PAUSE_S = 0.02
-_RECENT = 50
-_NOT_EXECUTED = (
-    *("READONLY", "LOADING", "MASTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "OOM", "ERR max number of clients"),
-    # Of a write that CLIENT PAUSE held back, when its primary became a replica.
-    "UNBLOCKED",
-)
 
 
 class Target(NamedTuple):
@@ -108,6 +100,8 @@ class Role(msgspec.Struct, kw_only=True):
     wait: bool = False
     stubborn: str = ""
     """The node (address:port) that it stays on."""
+    pipelined: bool = False
+    """Does not wait for answers (pipelining.py)."""
 
 
 class Plugin(msgspec.Struct, kw_only=True):
@@ -134,24 +128,6 @@ class Spec(msgspec.Struct, kw_only=True):
 
 class _Refused(Exception):
     """Certainly not executed."""
-
-
-class Round:
-    """What the clients of one process do from ``begin`` to ``end``."""
-
-    def __init__(self, prefix: str, path: Path) -> None:
-        self.prefix = prefix
-        self.stopping = threading.Event()
-        self.recent: deque[str] = deque(maxlen=_RECENT)
-        """Keys that were acknowledged lately, for readers."""
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-
-    def note(self, entry: Entry) -> None:
-        # One call for a whole line: threads do not mix, and nothing is lost when we are killed.
-        os.write(self._file, encode(entry) + b"\n")
-
-    def close(self) -> None:
-        os.close(self._file)
 
 
 class Client:
@@ -217,8 +193,11 @@ class Client:
             key = f"{prefix}:s:{value}"
             return key, value, ("SET", key, value)
         if self._role.op == "incr":
-            key = f"{prefix}:c:{self.name}"
-            return key, "", ("INCR", key)
+            # Each adds a number of its own, so that the sum tells which of them were executed.
+            counter, step = divmod(number - 1, COUNTER_STEPS)
+            value = str(COUNTER_BASE**step)
+            key = f"{prefix}:c:{self.name}.{counter}"
+            return key, value, ("INCRBY", key, value)
         if self._role.op == "rpush":
             # One list for all, so that the order of different clients can be checked, too.
             key = f"{prefix}:l"
@@ -229,11 +208,12 @@ class Client:
 
     def _execute(self, target: Target, entry: Entry, command: tuple[Part, ...]) -> None:
         connection = self._connected(target)
-        commands: list[tuple[Part, ...]] = [command, ("INFO", "replication")]
+        commands: list[tuple[Part, ...]] = [ABOUT, command, ABOUT]
         if self._role.wait:
             commands += [("ROLE",), ("WAIT", target.need, WAIT_LIMIT_MS), ("ROLE",)]
         entry.t0 = boottime_ns()
         connection.send(pack(*commands))
+        before = connection.reply(self._worth_waiting)
         reply = connection.reply(self._worth_waiting)
         entry.t1 = boottime_ns()
         if isinstance(reply, ReplyError):
@@ -242,14 +222,15 @@ class Client:
                 self._drop()
             else:
                 connection.reply(self._worth_waiting)
-            if str(reply).startswith(_NOT_EXECUTED):
+            if str(reply).startswith(NOT_EXECUTED):
                 raise _Refused(str(reply))
             entry.error = str(reply)[:80]
             return
         entry.outcome = OK
         entry.result = reply.decode() if isinstance(reply, bytes) else reply if isinstance(reply, int) else None
+        entry.replid = replid_of(before)
         try:
-            entry.replid = _replid(connection.reply(self._worth_waiting))
+            entry.replid = replid_of(connection.reply(self._worth_waiting)) or entry.replid
             if self._role.wait:
                 self._confirm(connection, target, entry)
         except OSError as error:
@@ -273,10 +254,8 @@ class Client:
             # Closed while it was idle: it has executed nothing.
             self._drop()
         if self._connection is None:
-            host, _, port = target.node.rpartition(":")
-            limits = {"connect_limit_s": CONNECT_LIMIT_S, "reply_limit_s": 6 * REPLY_LIMIT_S}
             try:
-                self._connection = LabConnection(Address(host, int(port)), password="", **limits)
+                self._connection = connect(target.node)
             except OSError as error:
                 raise _Refused(f"connect: {error}") from error
             self._target = target
@@ -300,18 +279,18 @@ class Client:
             self._connection = None
 
 
-def _replid(info: object) -> str:
-    if not isinstance(info, bytes) or b"role:master" not in info:
-        return ""  # Frozen since: what it follows by now is not what executed the write.
-    return info.partition(b"master_replid:")[2][:40].decode("ascii", "replace")
-
-
 def _voters(before: object, after: object, registered: frozenset[str] | None) -> int | None:
     """How many distinct registered voters have what the primary had before; None: that was no primary."""
     if not (isinstance(before, list) and isinstance(after, list) and before[0] == after[0] == b"master"):
         return None
     found = {f"{host.decode()}:{port.decode()}" for host, port, offset in after[2] if int(offset) >= before[1]}
     return len(found if registered is None else found & registered)
+
+
+def _client(name: str, role: Role, finder: Finder, round_: Round) -> Client | Pipeliner:
+    if role.pipelined:
+        return Pipeliner(name, role.stubborn, role.rate_per_s, round_)
+    return Client(name, role, finder, round_)
 
 
 class Process:
@@ -321,7 +300,7 @@ class Process:
         self._spec = spec
         self._finder = spec.finder.make() if spec.finder is not None else None
         self._round: Round | None = None
-        self._clients: list[Client] = []
+        self._clients: list[Client | Pipeliner] = []
 
     def begin(self, prefix: str, path: Path) -> None:
         self.end()
@@ -329,7 +308,7 @@ class Process:
         for number, role in enumerate(self._spec.roles):
             finder = FixedFinder(role.stubborn) if role.stubborn else self._finder
             assert finder is not None
-            self._clients.append(Client(f"{self._spec.client}.{role.op}{number}", role, finder, self._round))
+            self._clients.append(_client(f"{self._spec.client}.{role.op}{number}", role, finder, self._round))
         for client in self._clients:
             client.thread.start()
 

@@ -9,8 +9,10 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.faults import history, plot
-from tests.faults.analysis import Report, analyse, first_after, whole_stops
-from tests.faults.history import REFUSED, UNKNOWN, Contents, Entry, Fault, Sight
+from tests.faults.analysis import Report, analyse, first_after
+from tests.faults.history import COUNTER_BASE, REFUSED, UNKNOWN, Contents, Entry, Fault, Sight
+from tests.faults.nemesis import KINDS
+from tests.faults.primaries import HOLD_BACK, STOP_GUARD, STOP_REDIS, WHOLE_HOST, Stop, whole_stops
 
 MS = 1_000_000
 A, B = "10.99.0.1:6379", "10.99.0.2:6379"
@@ -32,14 +34,29 @@ def write(at_ms: float, op: str = "set", *, took_ms: float = 1, confirmed: bool 
     return Entry(t0=int(at_ms * MS), t1=int((at_ms + took_ms) * MS), op=op, **settings)
 
 
-def increments(*results: int | None, confirmed: bool = False) -> list[Entry]:
-    """One client's; None: of unknown outcome."""
-    return [
-        write(at, "incr", key="n", result=result, confirmed=confirmed and result is not None)
-        if result is not None
-        else write(at, "incr", key="n", outcome=UNKNOWN)
-        for at, result in enumerate(results)
-    ]
+def increments(outcomes: str, *, answered: dict[int, int] | None = None) -> list[Entry]:
+    """One client's. Of each "a" (acknowledged), "c" (confirmed), "r" (refused) or "u" (unknown); each adds its power.
+
+    Args:
+        outcomes: a letter for each.
+        answered: the sums that Redis told; else what is right if all were executed.
+    """
+    told = {"r": REFUSED, "u": UNKNOWN}
+    found, total = [], 0
+    for at, letter in enumerate(outcomes):
+        step = COUNTER_BASE**at
+        total += step
+        result = (answered or {}).get(at, total) if letter in "ac" else None
+        outcome = told.get(letter, history.OK)
+        found.append(
+            write(at, "incr", key="n", value=str(step), outcome=outcome, result=result, confirmed=letter == "c")
+        )
+    return found
+
+
+def total(*times: int) -> Contents:
+    """The counter, if each increment was executed so often."""
+    return {"n": str(sum(each * COUNTER_BASE**at for at, each in enumerate(times)))}
 
 
 def pushes(*values: str, **more: Any) -> list[Entry]:
@@ -115,33 +132,48 @@ def test_without_contents_nothing_is_said_of_them() -> None:
 
 
 def test_counters_that_are_right() -> None:
-    """Increments of unknown outcome may have happened or not, and may show up late."""
-    assert judge(increments(1, 2, 3), {"n": "3"}).violations == []
-    assert judge(increments(1, None, 3, None), {"n": "4"}).violations == []
-    assert judge(increments(1, None, 2, None, 4), {"n": "4"}).violations == []
-    assert judge(increments(None, None, 1), {"n": "2"}).total.lost == 0
+    """Increments of unknown outcome may have happened or not."""
+    assert judge(increments("aca"), total(1, 1, 1)).violations == []
+    assert judge(increments("auaru"), total(1, 0, 1, 0, 1)).violations == []
+    assert judge(increments("auaru"), total(1, 1, 1, 0, 0)).violations == []
+    assert judge(increments("uu"), {}).violations == []
+    assert judge(increments("uua"), total(0, 1, 1)).total.lost == 0
 
 
 @pytest.mark.parametrize(
-    ("results", "final"), [((1, 3), "3"), ((1, None, 4), "4"), ((1, 2), "3"), ((1, None, 2, None), "5")]
+    ("outcomes", "times", "violation"),
+    [
+        ("aa", (1, 2), "increment of n by 4 is doubled: executed 2 times"),
+        ("ua", (3, 1), "is doubled: executed 3 times"),
+        ("ar", (1, 1), "was refused () and executed all the same"),
+        ("aa", (1, 1, 1), "more than anybody added"),
+    ],
 )
-def test_a_doubled_increment(results: tuple[int | None, ...], final: str) -> None:
-    """More increments than were sent, seen in an answer or at the end."""
-    assert any("is doubled" in each for each in judge(increments(*results), {"n": final}).violations)
+def test_increments_that_are_too_many(outcomes: str, times: tuple[int, ...], violation: str) -> None:
+    """Executed twice, or although refused, or of nobody."""
+    found = judge(increments(outcomes), total(*times)).violations
+    assert any(violation in each for each in found), found
 
 
-@pytest.mark.parametrize(
-    ("results", "final", "lost"),
-    [((1, 2, 3, 2), "2", 2), ((1, 2, 3), "1", 2), ((1, 2), None, 2), ((1, 2, 2, 2), "2", 2)],
-)
-def test_lost_increments(results: tuple[int, ...], final: str | None, lost: int) -> None:
+def test_a_doubled_increment_that_is_lost_afterwards() -> None:
+    """Its answer told."""
+    assert any("doubled" in each for each in judge(increments("a", answered={0: 2}), {}).violations)
+
+
+def test_lost_increments() -> None:
     """Each one counts; confirmed ones are violations."""
-    contents = {} if final is None else {"n": final}
-    plain = judge(increments(*results), contents)
-    assert (plain.total.lost, plain.violations) == (lost, [])
-    confirmed = judge(increments(*results, confirmed=True), contents)
-    assert confirmed.total.confirmed_lost == lost
-    assert f"{lost} confirmed writes are lost" in confirmed.violations
+    plain = judge(increments("aaaa"), total(1, 0, 0, 1))
+    assert (plain.total.lost, plain.violations) == (2, [])
+    gone = judge(increments("cc"), {})
+    assert gone.total.confirmed_lost == 2
+    assert "2 confirmed writes are lost" in gone.violations
+
+
+def test_a_lost_increment_is_not_made_up_for_by_others() -> None:
+    """As many as were acknowledged are there; one of them is of unknown outcome, and a confirmed one is gone."""
+    report = judge(increments("accu", answered={2: COUNTER_BASE**2 + 1}), total(1, 0, 1, 1))
+    assert report.total.confirmed_lost == 1
+    assert any("confirmed increment of n by 4 (acknowledged by 10.99.0.1:6379)" in each for each in report.violations)
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------
@@ -198,7 +230,7 @@ def test_two_primaries_at_once() -> None:
     entries = [write(at) for at in range(0, 100, 2)] + [write(at, node=B, replid="two") for at in range(51, 200, 2)]
     report = judge(entries, {"k": "v"})
     assert report.dual_ms == pytest.approx(98 - 52)
-    assert any("two primaries: 10.99.0.1:6379 acknowledged" in each for each in report.violations)
+    assert any("two primaries: 10.99.0.1:6379 executed" in each for each in report.violations)
 
 
 def test_overlaps_are_not_added_up() -> None:
@@ -209,41 +241,145 @@ def test_overlaps_are_not_added_up() -> None:
     assert judge(entries, {"k": "v"}).dual_ms == pytest.approx(99 - 3)
 
 
-def continued(end_ms: int, *late: Entry) -> tuple[list[Entry], Fault]:
-    """A leads, its host stops at 10 ms and goes on later; B leads meanwhile."""
-    entries = [write(at) for at in range(10)] + [write(at, node=B, replid="two") for at in range(50, 200)]
-    return [*entries, *late], Fault(t0=10 * MS, t1=end_ms * MS, kind="host-freeze", target="10.99.0.1")
+def succession(*late: Entry, stop: str, end_ms: int = 100, **more: Any) -> tuple[list[Entry], Fault]:
+    """A leads, is stopped from 10 ms on, and goes on later; B leads meanwhile, and for long."""
+    entries = [write(at) for at in range(10)] + [write(at, node=B, replid="two") for at in range(50, 4000, 10)]
+    return [*entries, *late], Fault(t0=10 * MS, t1=end_ms * MS, kind=stop, target="10.99.0.1", **more)
 
 
 def test_a_continued_host_is_kept_apart() -> None:
     """What was in its sockets, and what it took until its fence landed; nothing of it may be confirmed."""
-    queued, fresh = write(9, took_ms=100), write(105)
-    entries, stop = continued(100, queued, fresh)
+    entries, stop = succession(write(9, took_ms=100), write(20, took_ms=85), write(105), stop=WHOLE_HOST)
     report = judge(entries, {"k": "v"}, stop)
     assert (report.violations, report.dual_ms) == ([], 0)
-    assert (report.residue_writes, report.residue_confirmed) == (2, 0)
+    assert (report.residue_writes, report.residue_confirmed) == (3, 0)
     # While it stood still it took nothing.
     assert report.residue_ms == pytest.approx(109 - 100)
-    entries, stop = continued(100, write(105, confirmed=True))
+    entries, stop = succession(write(105, confirmed=True), stop=WHOLE_HOST)
     assert any("continued host were confirmed" in each for each in judge(entries, {"k": "v"}, stop).violations)
 
 
-@pytest.mark.parametrize("late_ms", [60, 3000])
+@pytest.mark.parametrize("late_ms", [60, 500, 3000])
 def test_a_continued_host_excuses_nothing_else(late_ms: int) -> None:
-    """Not what was acknowledged while it should have stood still, nor long afterwards."""
-    entries, stop = continued(100, write(late_ms), *(write(at, node=B, replid="two") for at in range(200, 4000, 50)))
-    assert judge(entries, {"k": "v"}, stop).dual_ms > 0
+    """Not what was acknowledged while it should have stood still, nor what its fence should have stopped."""
+    entries, stop = succession(write(late_ms), stop=WHOLE_HOST)
+    report = judge(entries, {"k": "v"}, stop)
+    assert [each.partition(":")[0] for each in report.violations] == ["two primaries"]
+    assert report.dual_ms == pytest.approx(late_ms - 51)
+    assert report.residue_writes == 0
+
+
+def test_a_continued_host_that_is_never_fenced() -> None:
+    """Almost two seconds of writes: what was acknowledged at once is excused, and the rest is two primaries."""
+    entries, stop = succession(*(write(at) for at in range(101, 2000, 10)), stop=WHOLE_HOST)
+    report = judge(entries, {"k": "v"}, stop)
+    assert report.told["two primaries"] == 1
+    assert report.dual_ms > 1000
+    assert report.residue_ms < 310
+
+
+def test_the_end_of_a_stop_takes_time() -> None:
+    """Between the moment in which it is ordered and that in which the order is carried out a host goes on: the first
+    writes are of its residue, and the limit is counted from the last.
+    """
+    late = [write(at, took_ms=0.5) for at in (101, 150, 440)]
+    entries, stop = succession(*late, stop=WHOLE_HOST, end_ms=150, held_from=11 * MS, held_until=100 * MS)
+    report = judge(entries, {"k": "v"}, stop)
+    assert (report.violations, report.residue_writes) == ([], 3)
+    entries, stop = succession(write(99, took_ms=0.5), stop=WHOLE_HOST, end_ms=150, held_until=100 * MS)
+    assert judge(entries, {"k": "v"}, stop).told["two primaries"] == 1
+
+
+def test_the_network_may_hold_a_residue_back() -> None:
+    """An answer that comes later than the limit, through a lossy network, to what was sent before. To nothing else."""
+    lossy = Fault(t0=5 * MS, t1=900 * MS, kind="packet-loss", target="10.99.0.2")
+    entries, stop = succession(write(20, took_ms=700), stop=WHOLE_HOST)
+    assert judge(entries, {"k": "v"}, stop, lossy).violations == []
+    assert judge(entries, {"k": "v"}, stop).told["two primaries"] == 1
+    entries, stop = succession(write(500), stop=WHOLE_HOST)
+    assert judge(entries, {"k": "v"}, stop, lossy).told["two primaries"] == 1
+
+
+def test_a_stopped_redis_executes_what_was_sent_meanwhile_after_it() -> None:
+    """It stood still past its lease, and nobody killed it: what lay in its sockets is executed, once it goes on, in the
+    time of its successor. Each client had one write under way, sent before the successor began.
+    """
+    queued = [write(20 + at, took_ms=2000, client=f"c{at}") for at in range(5)]
+    entries, stop = succession(*queued, stop=STOP_REDIS, end_ms=2015)
+    report = judge(entries, {"k": "v"}, stop)
+    assert [each.partition(":")[0] for each in report.violations] == ["two primaries"]
+    assert [each.writes for each in report.overlaps] == [5]
+    assert report.dual_ms == pytest.approx(2015 - 51)
+    # Sent before it stood still for certain, it may have been executed before, too.
+    entries, stop = succession(write(9, took_ms=2010), stop=STOP_REDIS, end_ms=2015)
+    report = judge(entries, {"k": "v"}, stop)
+    assert (report.violations, [each.writes for each in report.late]) == ([], [1])
+
+
+def test_another_process_does_not_stand_still() -> None:
+    """The stopped Redis was killed, and the one after it leads: what it acknowledges is executed at once."""
+    entries = [
+        *(write(at) for at in range(10)),
+        *(write(at, node=B, replid="two") for at in range(20, 30)),
+        *(write(at, replid="three") for at in range(40, 99)),
+        write(99, took_ms=5, replid="three"),
+        *(write(at, node=B, replid="four") for at in range(100, 200)),
+    ]
+    stop = Fault(t0=10 * MS, t1=102 * MS, kind=STOP_REDIS, target="10.99.0.1")
+    assert judge(entries, {"k": "v"}, stop).violations == []
+
+
+def test_a_late_confirmation_needs_a_reason() -> None:
+    """A client may have slept for a moment, and a network may hold a reply back; else it comes from a primary that goes
+    on although another has begun.
+    """
+    cut = Fault(t0=0, t1=300 * MS, kind="rack-cut", target="10.99.0.1")
+    kept = write(9, took_ms=500, confirmed=True)
+    entries, _ = succession(kept, stop=WHOLE_HOST)
+    report = judge(entries, {"k": "v"})
+    assert (report.dual_ms, [each.partition(" ")[0] for each in report.violations]) == (0, ["confirmed"])
+    assert judge(entries, {"k": "v"}, cut).violations == []
+    entries, _ = succession(write(9, took_ms=200, confirmed=True), stop=WHOLE_HOST)
+    assert judge(entries, {"k": "v"}).violations == []
+    assert {kind.name for kind in KINDS} > HOLD_BACK
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_acknowledgement_without_a_replication_id_belongs_to_its_neighbours(kept: bool) -> None:
+    """The connection died, or Redis was frozen, before the id was read: it counts all the same.
+
+    Args:
+        kept: others of that leadership have one.
+    """
+    unnamed = [write(at, replid="") for at in range(60, 110)]
+    entries, stop = succession(*unnamed, stop="none")
+    report = judge([each for each in entries if kept or each.node == B or not each.replid], {"k": "v"}, stop)
+    assert report.told["two primaries"] == 1
+    # The residue's, too.
+    entries, stop = succession(write(105, replid="", confirmed=True), stop=WHOLE_HOST)
+    assert judge(entries, {"k": "v"}, stop).residue_confirmed == 1
+
+
+def test_a_replication_id_is_that_of_the_nearer_neighbour() -> None:
+    """The first write of a later leadership is none of the one before."""
+    entries = [
+        *(write(at, replid="one") for at in range(10)),
+        *(write(at, node=B, replid="two") for at in range(20, 30)),
+        write(40, replid=""),
+        *(write(at, replid="three") for at in range(42, 50)),
+    ]
+    assert judge(entries, {"k": "v"}).violations == []
 
 
 def test_redis_and_guard_stopped_together_are_a_stopped_host() -> None:
     """For as long as both are."""
     faults = [
-        Fault(t0=10, t1=50, kind="redis-stop", target="a"),
-        Fault(t0=20, t1=60, kind="guard-stop", target="a"),
-        Fault(t0=70, t1=80, kind="guard-stop", target="a"),
-        Fault(t0=0, t1=90, kind="guard-stop", target="b"),
+        Fault(t0=10, t1=50, kind=STOP_REDIS, target="a"),
+        Fault(t0=20, t1=60, held_from=21, held_until=59, kind=STOP_GUARD, target="a"),
+        Fault(t0=70, t1=80, kind=STOP_GUARD, target="a"),
+        Fault(t0=0, t1=90, kind=STOP_GUARD, target="b"),
     ]
-    assert whole_stops(faults, "a") == [(20, 50)]
+    assert whole_stops(faults, "a") == [Stop(21, 50, 50)]
     assert whole_stops(faults, "b") == []
 
 
