@@ -16,6 +16,7 @@ from kazoo.client import KazooClient  # type: ignore[import-untyped]
 
 from redis_agent.lab import janitor
 from redis_agent.lab.zookeeper import Ensemble
+from tests.support.lacking import required
 
 HERE = Path(__file__).resolve().parent
 # These start no process, so they need not be checked one by one.
@@ -56,12 +57,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs root elsewhere, and say so."""
-    if os.geteuid() == 0:
+    """Skip what needs root elsewhere, and say so. Not in CI: there it would never run, and nobody would notice."""
+    rooted = [item for item in items if item.get_closest_marker("root")]
+    if os.geteuid() == 0 or not rooted:
         return
-    for item in items:
-        if item.get_closest_marker("root"):
-            item.add_marker(pytest.mark.skip(reason="needs root"))
+    if required():
+        raise pytest.UsageError(f"{len(rooted)} tests need root, and REQUIRE_ROOT is set")
+    for item in rooted:
+        item.add_marker(pytest.mark.skip(reason="needs root"))
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ import pytest
 from redis_agent.lab.waiting import wait_for
 from tests.faults import bed as beds
 from tests.faults.bed import Bed, Host
+from tests.support.lacking import lacks
 
 pytestmark = pytest.mark.root
 PORT = 6379
@@ -34,7 +35,7 @@ with Bed(Path(sys.argv[1]), keep=False) as bed:
 @pytest.fixture
 def bed(tmp_path: Path) -> Iterator[Bed]:
     if reason := beds.missing():
-        pytest.skip(reason)
+        lacks(reason)
     with Bed(tmp_path / "bed") as made:
         yield made
 
@@ -98,7 +99,7 @@ def test_a_host_stops_goes_on_and_dies(bed: Bed) -> None:
 def test_without_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same by signals, where the machine does not have them."""
     if reason := beds.missing():
-        pytest.skip(reason)
+        lacks(reason)
     monkeypatch.setattr(beds, "cgroup_root", lambda: None)
     with Bed(tmp_path / "bed") as made:
         test_a_host_stops_goes_on_and_dies(made)
@@ -107,7 +108,7 @@ def test_without_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_nothing_stays_behind(tmp_path: Path) -> None:
     """Its owner killed: no process, no namespace, no control group, no file."""
     if reason := beds.missing():
-        pytest.skip(reason)
+        lacks(reason)
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(tmp_path / "bed")],
         cwd=Path(__file__).resolve().parents[2],

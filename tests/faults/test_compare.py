@@ -8,8 +8,13 @@ import pytest
 
 from tests.faults.bed import missing
 from tests.faults.compare_run import run
+from tests.support.lacking import required
 
-pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing() or "-")]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing()) and not required(), reason=missing() or "-"),
+]
 
 
 @pytest.mark.parametrize("system", ["agent-2s", "sentinel-1000"])

@@ -26,6 +26,7 @@ from tests.faults.history import Contents
 from tests.faults.nemesis import BY_NAME, Heal, Kind, Plan, Planned, nothing
 from tests.faults.program import main
 from tests.faults.round import Clients, Rounds, agent_finder, everywhere
+from tests.support.lacking import lacks
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
 MINUTES = float(os.environ.get("FAULTS_MINUTES", "0.6"))
@@ -40,7 +41,7 @@ Bedded = tuple[BedCluster, list[Clients]]
 def bedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bedded]:
     """A cluster in a bed, with its clients."""
     if reason := beds.missing():
-        pytest.skip(reason)
+        lacks(reason)
     with (
         Bed(tmp_path_factory.mktemp("f")) as bed,
         BedEnsemble(bed) as ensemble,
@@ -65,7 +66,7 @@ def test_nothing_confirmed_is_lost(tmp_path: Path) -> None:
     """
     # cases B4 B5 B6 B8 B9 C5 C6 H4
     if reason := beds.missing():
-        pytest.skip(reason)
+        lacks(reason)
     assert main(["--minutes", str(MINUTES), "--seed", "4", "--load", str(LOAD), "--directory", str(tmp_path)]) == 0
     told = json.loads((tmp_path / "report.json").read_text())
     assert told["all_writes"]["confirmed"] > 0
@@ -131,7 +132,7 @@ def test_everybody_loses_power_with_snapshots(tmp_path: Path) -> None:
     # cases B10 H4
     """
     if reason := beds.missing():
-        pytest.skip(reason)
+        lacks(reason)
     # No snapshot but those that are asked for here.
     conf = redis_conf("rdb") + 'save ""\n'
     with (

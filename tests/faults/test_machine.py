@@ -17,6 +17,7 @@ from redis_agent.lab.waiting import wait_for
 from tests.faults import bed as beds
 from tests.faults.bed import Bed, Host
 from tests.faults.machine import Clock, Disk, shim
+from tests.support.lacking import lacks
 
 pytestmark = pytest.mark.root
 HOUR_S = 3600.0
@@ -28,7 +29,7 @@ WRITE = 'while sleep 0.01; do head -c 4096 /dev/zero >>"$1/log" || exit 9; echo 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
     if reason := beds.missing():
-        pytest.skip(reason)
+        lacks(reason)
     with Bed(tmp_path / "bed") as made:
         yield made.host("a")
 
