@@ -33,7 +33,7 @@ test: setup ## the whole suite; TESTS=tests/unit ARGS=-x narrow it down
 unit: setup ## the quick tests only: no server is started
 	$(PY) -m pytest tests/unit tests/sim $(ARGS)
 
-sim: setup ## the simulator: SEEDS=20000 or SEEDS=A..B on all cores, or ARGS='--seed 7 --trace' for one of them
+sim: setup ## the simulator: SEEDS=20000 or A..B, ARGS='--seed 7 --trace' for one, '--record tests/sim/ranges.jsonl' to list a range
 	$(PY) -m tests.sim.run $(if $(findstring --seed,$(ARGS)),,--seeds $(or $(SEEDS),200)) $(ARGS)
 
 sim-boundaries: setup ## the simulator: a fault at every command boundary of nine scenarios (ARGS='--sample 50')

@@ -120,13 +120,11 @@ def fsm_table() -> str:
 
 def sim_faults() -> str:
     """The kinds of fault that the simulator's nemesis draws from, by the names that ``--only`` knows."""
-    kinds: list[str] = []
-    for node in ast.walk(ast.parse((SIM / "nemesis.py").read_text(encoding="utf-8"))):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "kinds":
-            assert isinstance(node.value, ast.Dict)
-            kinds += [str(ast.literal_eval(key)) for key in node.value.keys if key is not None]
-    assert kinds, "the nemesis has no `kinds`"
-    return ", ".join(f"`{kind}`" for kind in kinds) + "."
+    sys.path.insert(0, str(ROOT))
+    from tests.sim.cluster import Cluster  # noqa: PLC0415 - only needed here
+    from tests.sim.nemesis import Nemesis  # noqa: PLC0415
+
+    return ", ".join(f"`{kind}`" for kind in Nemesis(Cluster(0)).all_kinds) + "."
 
 
 def sim_invariants() -> str:
@@ -146,9 +144,13 @@ def sim_ranges() -> str:
         f"{run['virtual_s'] / 3600:,.0f} h | {run['seconds'] / 60:,.1f} min | {run['seeds_per_s']} |"
         for run in runs
     ]
-    played, failed = sum(run["played"] for run in runs), sum(run["violations"] for run in runs)
+    seeds: set[tuple[str, int]] = set()
+    for run in runs:  # a run that was interrupted has played the first ones of its range
+        first = int(run["seeds"].partition("..")[0])
+        seeds |= {(run["commit"], seed) for seed in range(first, first + run["played"])}
+    failed = sum({(run["commit"], run["seeds"]): run["violations"] for run in runs}.values())
     head = "| date | commit | seeds | violations | virtual time | real time | seeds per second |"
-    total = f"Together {played:,} seeds, {failed:,} violations."
+    total = f"Together {len(seeds):,} seeds, each counted once for each commit, {failed:,} violations."
     return "\n".join([head, "|---|---|---|---:|---:|---:|---:|", *rows, "", total])
 
 

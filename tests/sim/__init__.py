@@ -7,7 +7,8 @@
 * `redis_life`, `redis_adapter`: the Redis adapter on top of them.
 * `agent`: a host with its agent: one core, bound to these adapters. `clients`: applications.
 * `faults`, `faults_aimed`, `aimed`, `zk_faults` break things, `nemesis` draws them; `boundaries` strikes at every
-  command in turn. `checker` looks at the invariants, `excuses` says what they do not cover.
+  command in turn. `checker` looks at the invariants (`one_writer`, `testimony`: parts of it), `excuses` says what they
+  do not cover.
 * `cluster` puts it all together, `run` runs seeds, `workers` spreads them over processes, `tally` adds up what came of
   them, `transcript` tells one; `scenario` is what directed tests are told with.
 

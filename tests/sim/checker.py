@@ -1,24 +1,33 @@
 """The invariants, looked at whenever something they depend on changes: that is, after every event.
 
 1. one writer     At most one Redis would execute a client's write: alive, primary, not fenced, not paused. Excused is
-                  one that nobody was able to fence (`Excuses`): what it executes beside its successor is counted.
+                  one that nobody was able to fence (`Excuses`): what it executes beside its successor is counted, and
+                  none of it may be confirmed.
 2. epochs         The ledger's epoch grows by one at a time, and each epoch belongs to one member and session.
-3. confirmed      A leader that serves has every write that was confirmed before, as long as at most a minority of the
-                  voters lost its memory of that write (its process died, and it has not been in sync since).
+3. confirmed      A leader that serves has every write that was confirmed before, as long as at most N // 2 of N voters
+                  lost their memory of that write (the process died, has not loaded it from a file that names its
+                  position, and has not been in sync since).
 4. divergence     A partial resync joins only a replica whose data are the beginning of its primary's.
 5. healing        See `cluster`: after everything heals there is one serving leader, and the others are in sync.
 6. process        A Redis accepts writes only in the process, and with the replid, that its leader published.
 7. kept WAIT      No WAIT is answered with acknowledgements for a write of an older epoch than its primary's, unless
                   the same server has led without a break since (it took back an epoch that nobody wanted).
-8. guard          A Redis accepts writes only while its guard is armed, or about to fence it.
+8. guard          A Redis accepts writes only while its guard is armed, or about to fence it, and never past the
+                  guard's deadline and the time that it takes to fence or kill.
 9. handover       An epoch that came by handover has, when it serves, every write that the one before it executed.
 10. refused       A write that was refused was not executed; none is executed twice.
 11. orders        An order that is done is: the latest epoch is of the member that was asked for.
 12. history       Whoever accepts writes has every write once, and each client's confirmed writes in its order.
 13. counters      An INCR counts at least all confirmed ones before it, and never more than were executed.
+14. gives way     When the znode of the serving epoch goes, but by hand, its Redis accepts no writes any more; nor when
+                  a later epoch is claimed.
+15. testified     However many have lost their memory: a leader by vote has every confirmed write that a voter of its
+                  round had when it voted, but for what a file without a position cannot tell (`Testimony`).
+16. wiped         No full resync replaces a data set that has confirmed writes by one that lacks them, and no empty
+                  member serves while a voter has any; unless they were given up in a vote before.
 
 Counted, not forbidden (`Checker.losses`): values that a client was told of without confirmation, or that a reader saw
-anywhere, and that have vanished; and confirmed ones that a majority lost its memory of.
+anywhere, and that have vanished; confirmed ones that a majority lost its memory of, and which of these a voter had.
 """
 
 from __future__ import annotations
@@ -29,8 +38,10 @@ from dataclasses import dataclass, field
 from redis_agent.replication import Ledger
 from redis_agent.znodes import Leader, LeaderPhase, Order, OrderState, Paths, decode_leader, decode_ledger, decode_order
 from tests.sim.excuses import Excuses
+from tests.sim.one_writer import OneWriter
 from tests.sim.redis import SimRedis, Watcher
-from tests.sim.redis_data import RedisConn
+from tests.sim.redis_data import RedisConn, Snapshot
+from tests.sim.testimony import Testimony
 from tests.sim.world import Violation, World
 from tests.sim.zk_tree import Txn
 
@@ -42,6 +53,7 @@ class Write:
     by: str
     replid: str
     at: float
+    offset: int = 0
     acked: bool = False
     confirmed: bool = False
     lost_by: set[str] = field(default_factory=set)
@@ -75,7 +87,9 @@ class Checker(Watcher):
         self.leader_path = paths.leader
         self.ledger_path = paths.epoch
         self.orders_path = paths.orders + "/"
-        self.minority = (voters - 1) // 2
+        self.tolerated = voters // 2
+        """How many voters may lose their memory of a confirmed write."""
+        self.voters: tuple[str, ...] = ()
         self.writes: dict[int, Write] = {}
         self.confirmed: dict[int, None] = {}
         self.authors: dict[int, str] = {}
@@ -84,16 +98,19 @@ class Checker(Watcher):
         """By client that counts: those of its writes that were executed."""
         self.seen: dict[int, str] = {}
         """Writes that a reader saw on some server, and who was the first."""
-        self.writable: dict[str, SimRedis] = {}
         self.serving: Serving | None = None
         self.served: dict[int, str] = {}
         self.redis_of: Callable[[str], SimRedis | None] = lambda _name: None
         self.excuses = Excuses(world)
+        self.one_writer = OneWriter(self)
+        self.testimony = Testimony(self, paths.ballots + "/")
+        self.epoch_of: dict[str, int] = {}
+        """By replid that a leader served with."""
         self.orders: dict[str, Order] = {}
         self.handovers = 0
         self.guard_fences = 0
-        self.residue: list[int] = []
-        """Writes that an excused server executed beside or after its successor."""
+        self.residue: dict[int, str] = {}
+        """Writes that an excused server executed behind the claim of a later epoch, and the excuse."""
         self.claimed: dict[int, tuple[str, str]] = {}
         self.failovers = 0
         self.partial_resyncs = 0
@@ -102,57 +119,23 @@ class Checker(Watcher):
         self._forgetful: dict[str, _Regain | None] = {}
         self._served: dict[int, Leader] = {}
         self._executed: dict[str, list[int]] = {}  # by replid
-        self._looking_again = False
 
     # -- the servers ------------------------------------------------------------------------------------------------
 
     def changed(self, redis: SimRedis) -> None:
-        name = redis.site.name
-        was = self.writable.get(name) is redis
-        if redis.writable == was:
-            return
-        if was:
-            del self.writable[name]
-            if self.world.tracing:
-                self.world.log(f"{name}.redis", "no longer accepts writes")
-            return
-        self.writable[name] = redis
-        if self.world.tracing:
-            self.world.log(f"{name}.redis", f"ACCEPTS WRITES replid={redis.replid[:6]} offset={redis.offset}")
-        self.world.count("invariant", "one writer")
-        if len(self.writable) > 1:
-            self._several_writers()
-        self.world.count("invariant", "process")
-        serving = self.serving
-        if serving is None or serving.redis is not redis or serving.leader.replid != redis.replid:
-            if self.excuses.excused(name):
-                return
-            raise Violation("process", f"{name} accepts writes in a process or with a replid that was never published")
-        self.world.count("invariant", "guard")
-        guard = redis.site.guard
-        if guard is None or not guard.watches:
-            raise Violation("guard", f"{name} accepts writes, and its guard is not armed")
-        self._has_confirmed(redis, "accepts writes")
+        self.one_writer.changed(redis)
 
-    def _several_writers(self) -> None:
-        """All but the one that serves must be excused; that excuse ends soon."""
-        self.world.count("invariant", "one writer (several, all but one excused)")
-        serving = self.serving.redis if self.serving is not None else None
-        blamed = [
-            name for name, redis in self.writable.items() if redis is not serving and not self.excuses.excused(name)
-        ]
-        if len(blamed) > (0 if serving in self.writable.values() else 1):
-            raise Violation("one writer", f"{sorted(self.writable)} accept writes at the same moment")
-        if not self._looking_again:
-            self._looking_again = True
-            self.world.after(0.01, self._look_again)
+    def armed(self, redis: SimRedis, until: float) -> None:
+        self.one_writer.armed(redis, until)
 
-    def _look_again(self) -> None:
-        self._looking_again = False
-        if len(self.writable) > 1:
-            self._several_writers()
+    def booted(self, redis: SimRedis) -> None:
+        self.testimony.booted(redis)
+
+    def replaced(self, redis: SimRedis, snapshot: Snapshot) -> None:
+        self.testimony.replaced(redis, snapshot)
 
     def died(self, redis: SimRedis) -> None:
+        self.testimony.died(redis)
         self._lost(redis, redis.data)
         self._lost(redis, redis.dropped)
 
@@ -172,27 +155,29 @@ class Checker(Watcher):
     def wrote(self, redis: SimRedis, write_id: int) -> None:
         if write_id in self.writes:
             raise Violation("refused", f"write {write_id} is executed twice, now by {redis.site.name}")
-        self.writes[write_id] = Write(redis.site.name, redis.replid, self.world.now)
+        self.writes[write_id] = Write(redis.site.name, redis.replid, self.world.now, redis.offset)
         self._executed.setdefault(redis.replid, []).append(write_id)
         counted = self.counters.get(self.authors.get(write_id, ""))
         if counted is not None:
             counted.add(write_id)
             self._counts(redis, write_id, counted)
         serving = self.serving
-        if (serving is None or serving.redis is not redis) and self.excuses.excused(redis.site.name):
-            self.residue.append(write_id)
+        if serving is None or serving.redis is not redis:
+            self.residue[write_id] = why = self.excuses.excuse(redis.site.name)
+            if not why:
+                raise Violation("one writer", f"{redis.site.name} executes {write_id}, and does not serve any more")
 
     def _counts(self, redis: SimRedis, write_id: int, counted: set[int]) -> None:
         """The value that this INCR gives back, against the confirmed ones before it."""
         self.world.count("invariant", "counters")
         held = counted.intersection(redis.data)
-        missing = [
-            number
-            for number in counted - held
-            if self.writes[number].confirmed and len(self.writes[number].lost_by) <= self.minority
-        ]
+        missing = [number for number in counted - held if self.writes[number].confirmed and self.kept(number)]
         if (missing or write_id not in held) and not self.excuses.excused(redis.site.name):
             raise Violation("counters", f"INCR {write_id} on {redis.site.name} gives {len(held)}: without {missing}")
+
+    def kept(self, number: int) -> bool:
+        """So few have lost their memory of it that it must be there."""
+        return len(self.writes[number].lost_by) <= self.tolerated
 
     def refused(self, write_id: int, reply: str) -> None:
         """A client was told that this write was not executed."""
@@ -224,6 +209,7 @@ class Checker(Watcher):
     def advanced(self, redis: SimRedis) -> None:
         """A member that lost its memory has it again once it is level with where the serving leader was."""
         name = redis.site.name
+        self.testimony.replicates(redis)
         if name not in self._forgetful:
             return
         serving = self.serving
@@ -273,12 +259,14 @@ class Checker(Watcher):
     def confirm(self, write_id: int) -> None:
         """A client has the confirmation of this write in its hands."""
         write = self.writes[write_id]
+        if write_id in self.residue:
+            raise Violation("confirmed", f"write {write_id}, of {write.by} behind a later epoch's claim, is confirmed")
         write.confirmed = True
         self.confirmed[write_id] = None
         serving = self.serving
         if serving is not None and serving.leader.replid != write.replid and self._stands(serving):
             assert serving.redis is not None
-            self._has_confirmed(serving.redis, "serves when it is confirmed", [write_id])
+            self.has_confirmed(serving.redis, "serves when it is confirmed", [write_id])
 
     def _stands(self, serving: Serving) -> bool:
         """It still serves with the process and the history that it published."""
@@ -291,12 +279,19 @@ class Checker(Watcher):
             and not redis.loading
         )
 
-    def _has_confirmed(self, redis: SimRedis, when: str, numbers: list[int] | None = None) -> None:
+    def has_confirmed_of_its_time(self, redis: SimRedis) -> None:
+        """Of one that is excused for accepting writes: those of its own epoch and of earlier ones."""
+        epoch = self.epoch_of.get(redis.replid, 0)
+        known = [number for number in self.confirmed if self.epoch_of.get(self.writes[number].replid, 0) <= epoch]
+        self.has_confirmed(redis, "accepts writes, and is excused,", known)
+
+    def has_confirmed(self, redis: SimRedis, when: str, numbers: list[int] | None = None) -> None:
+        """It has all confirmed writes, or these."""
         self.world.count("invariant", "confirmed")
         held = set(redis.data)
         wanted = self.confirmed if numbers is None else numbers
         missing = [number for number in wanted if number not in held]
-        lost = [number for number in missing if len(self.writes[number].lost_by) <= self.minority]
+        lost = [number for number in missing if self.kept(number)]
         if lost:
             write = self.writes[lost[0]]
             raise Violation(
@@ -331,6 +326,7 @@ class Checker(Watcher):
             "acknowledged, not confirmed, and lost": sum(1 for number in unconfirmed if self.writes[number].acked),
             "seen, not confirmed, and vanished": sum(1 for number in unconfirmed if number in self.seen),
             "confirmed, and lost with a majority": len(gone) - len(unconfirmed),
+            **{f"  of these: {why}": len(numbers) for why, numbers in sorted(self.testimony.behind.items())},
         }
 
     # -- ZooKeeper --------------------------------------------------------------------------------------------------
@@ -342,8 +338,9 @@ class Checker(Watcher):
                 before = decode_ledger(change.old.data) if change.old is not None and change.old.data else Ledger()
                 self._ledger(before, decode_ledger(change.new.data))
         for change in txn.changes:
+            self.testimony.committed(change)
             if change.path == self.leader_path:
-                self._leader(decode_leader(change.new.data) if change.new is not None else None)
+                self._leader(decode_leader(change.new.data) if change.new is not None else None, txn.label)
             elif change.path.startswith(self.orders_path):
                 self._order(change.path, decode_order(change.new.data) if change.new is not None else None)
 
@@ -372,7 +369,9 @@ class Checker(Watcher):
             if after.epoch not in self.claimed:
                 raise Violation("epochs", f"epoch {after.epoch} has no entry in the ledger")
 
-    def _leader(self, leader: Leader | None) -> None:
+    def _leader(self, leader: Leader | None, label: str) -> None:
+        if self.serving is not None and (leader is None or leader.epoch != self.serving.leader.epoch):
+            self.one_writer.leader_goes(self.serving, label)
         if self.serving is not None and (leader is None or leader.epoch == self.serving.leader.epoch):
             self.serving.published = leader is not None
             return
@@ -383,11 +382,14 @@ class Checker(Watcher):
         self.serving = Serving(leader, redis)
         self.served[leader.epoch] = leader.name
         self._served[leader.epoch] = leader
+        self.epoch_of[leader.replid] = leader.epoch
         if self._stands(self.serving):
             assert redis is not None
-            self._has_confirmed(redis, f"serves epoch {leader.epoch}")
+            self.has_confirmed(redis, f"serves epoch {leader.epoch}")
             if leader.by_handover:
                 self._lost_nothing(leader, redis)
+            else:
+                self.testimony.elected(leader, redis)
             self._remembers(redis)
 
     def _lost_nothing(self, leader: Leader, redis: SimRedis) -> None:

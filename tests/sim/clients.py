@@ -204,10 +204,9 @@ class Reader(Client):
     def _read(self, conn: RedisConn) -> None:
         redis = conn.redis
         blameless = not redis.writable or self.checker.excuses.excused(redis.site.name)
-        if self._wanted and not blameless and self._wanted not in redis.data:
-            write = self.checker.writes[self._wanted]
-            if len(write.lost_by) <= self.checker.minority:
-                raise Violation("confirmed", f"{self.name} reads from {redis.site.name}: {self._wanted} is missing")
+        missing = self._wanted and self._wanted not in redis.data
+        if missing and not blameless and self.checker.kept(self._wanted):
+            raise Violation("confirmed", f"{self.name} reads from {redis.site.name}: {self._wanted} is missing")
         conn.down.send(self.on_reply, conn, ("VALUE",))
 
     def replied(self, conn: RedisConn, reply: tuple[Any, ...]) -> None:

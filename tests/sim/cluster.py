@@ -66,6 +66,7 @@ class Cluster:
             self._add(NAMES[number], shape.disks[number % len(shape.disks)])
         self.checker.redis_of = lambda name: self.members[name].site.redis
         self.checker.excuses.member_of = self.members.get
+        self.checker.voters = tuple(self.members)
         self.voter_addresses = frozenset(site.address for site in self.sites.values())
         self.wait = shape.members // 2
         self.clients: list[Client] = []

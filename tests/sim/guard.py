@@ -107,6 +107,8 @@ class Guard:
             raise Violation("guard", f"{redis.site.name}: disarmed while its Redis accepts writes")
         self.until = until
         link.down.send(link.agent.run, answer)
+        if until is not None:
+            redis.watcher.armed(redis, until)
         if until is not None and (self._alarm_at is None or until < self._alarm_at):
             self._set_alarm(until)
 

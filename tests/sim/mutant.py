@@ -18,6 +18,8 @@ SAFETY = (
     "one writer",
     "epochs",
     "confirmed",
+    "testified",
+    "gives way",
     "divergence",
     "process",
     "kept WAIT",

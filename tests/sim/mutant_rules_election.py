@@ -506,6 +506,30 @@ ELECTION: tuple[Mutant, ...] = (
             ),
         ),
     ),
+    Mutant(
+        "record-taken-back",
+        "the state file counts no more than Redis itself, where Redis knows its position",
+        "4",
+        (
+            Edit(
+                CORE + "worth.py",
+                '            self.save("memory")\n        self._take_back(info)\n',
+                '            self.save("memory")\n',
+            ),
+        ),
+    ),
+    Mutant(
+        "best-of-all",
+        "of all that have testified the furthest leads",
+        "4",
+        (
+            Edit(
+                AGENT + "electability.py",
+                "if not any(_ahead(other, where[name]) for other",
+                "if not any(_ahead(where[name], other) for other",
+            ),
+        ),
+    ),
     # --- the claim --------------------------------------------------------------------------------------------------
     Mutant(
         "claim-checks-ledger",

@@ -77,6 +77,7 @@ class Nemesis(Aimed, AimedFaults):
             "several": self.several,
             "at a command": self.strike_at_command,
         }
+        self.all_kinds = kinds
         chosen = {name: fn for name, fn in kinds.items() if rng.random() < 0.4}
         if only:
             chosen = {name: kinds[name] for name in only}

@@ -16,7 +16,7 @@ class Process:
     It reads ``clock``, its host's, and waits by it; without one it goes by true time.
     """
 
-    __slots__ = ("_waiting", "alive", "clock", "host", "name", "running_since", "stopped", "world")
+    __slots__ = ("_waiting", "alive", "clock", "host", "name", "running_since", "stopped", "was_stopped", "world")
 
     def __init__(self, world: World, name: str, host: str, clock: Clock | None = None) -> None:
         self.world = world
@@ -26,6 +26,7 @@ class Process:
         self.alive = True
         self.stopped = False
         self.running_since = world.now
+        self.was_stopped = False
         self._waiting: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
     @property
@@ -48,6 +49,7 @@ class Process:
 
     def stop(self) -> None:
         self.stopped = self.alive
+        self.was_stopped = True
 
     def cont(self) -> None:
         """Continue: what waited happens now, in the order in which it came."""

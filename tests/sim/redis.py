@@ -11,7 +11,7 @@ from typing import Any
 
 from redis_agent.replication import NOWHERE, Address, RedisInfo, ReplicaLink
 from tests.sim.process import Process
-from tests.sim.redis_data import FENCE, MAX_LAG_S, WRITE_BYTES, RedisConn, Site, Sites
+from tests.sim.redis_data import FENCE, MAX_LAG_S, WRITE_BYTES, RedisConn, Site, Sites, Snapshot
 from tests.sim.redis_saving import Saving
 from tests.sim.world import Network
 
@@ -45,6 +45,15 @@ class Watcher:
 
     def died(self, redis: SimRedis) -> None:
         """The process is gone."""
+
+    def booted(self, redis: SimRedis) -> None:
+        """It has loaded what was on its disk, if anything was."""
+
+    def replaced(self, redis: SimRedis, snapshot: Snapshot) -> None:
+        """A full resync has arrived and is about to replace what it has."""
+
+    def armed(self, redis: SimRedis, until: float) -> None:
+        """Its guard is armed until then, by its host's clock."""
 
     def guard_fires(self, redis: SimRedis) -> None:
         """Its guard begins to fence it."""
@@ -119,6 +128,7 @@ class SimRedis(Saving):
             self.site.disk.aof = self.data
         elif self.offset:
             self.cached = True  # but there is no backlog yet
+        self.watcher.booted(self)
         self.watcher.changed(self)
 
     def _cron(self) -> None:

@@ -218,6 +218,7 @@ class Replication:
         """The file is here: it replaces the one on disk, the old data go, the new are loaded."""
         if link is not self.uplink:
             return
+        self.watcher.replaced(self.whole, snapshot)
         self.drop_replicas()
         self.whole.kill_child()
         self.site.disk.dump = snapshot

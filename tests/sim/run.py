@@ -32,6 +32,10 @@ STAY_LIMIT_S = 10.0
 
 TAIL_LINES = 150
 
+RANGES = "tests/sim/ranges.jsonl"
+WORTH_RECORDING = 1000
+"""How many seeds are worth a word on how to record them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
@@ -135,6 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.write("\n" + tally.coverage() + "\n")
     if options.record is not None and status in (0, 1):
         record(options.record, tally, options.seeds)
+    elif len(options.seeds) >= WORTH_RECORDING:
+        sys.stdout.write(f"not recorded: that takes --record {RANGES}\n")
     return status
 
 

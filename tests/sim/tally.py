@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from redis_agent import __version__, machine
 from tests.sim import checker
+from tests.sim.excuses import CONTINUED, NOBODY
 from tests.sim.world import START_S
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def outcome_of(result: Result, cpu_s: float) -> Outcome:
             "full resyncs": found.full_resyncs,
             "guard fences": found.guard_fences,
             "attached to a running Redis": sum(member.attached for member in cluster.members.values()),
-            "residue of excused servers": len(found.residue),
+            **{f"residue of {why}": list(found.residue.values()).count(why) for why in (CONTINUED, NOBODY)},
             **cluster.losses(),
         }
     )

@@ -67,7 +67,9 @@ def test_a_clock_that_is_slow_within_the_assumption_is_fenced_in_time(begin: Beg
 
 
 def test_a_clock_that_is_slower_than_assumed_breaks_the_lease_and_no_confirmed_write(begin: Begin) -> None:
-    """Twenty percent slow: two accept writes in some runs. What WAIT confirmed survives: it needs no clock."""
+    """Twenty percent slow: in some runs the session ends before the writes do. What WAIT confirmed survives: it needs
+    no clock.
+    """
     rules = []
     for seed in range(12):
         cluster, leader = _begin_anew(begin, seed, 0.8)
@@ -76,13 +78,14 @@ def test_a_clock_that_is_slower_than_assumed_breaks_the_lease_and_no_confirmed_w
         except Violation as violation:
             rules.append(violation.rule)
     assert rules
-    assert set(rules) == {"one writer"}
+    assert set(rules) == {"gives way"}
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_with_followers_attached_even_half_the_rate_is_borne(begin: Begin, seed: int) -> None:
     """A lease that heartbeats prove has more room, and behind it the old primary lacks replicas: they have frozen."""
     cluster = begin(seed)
+    cluster.checker.one_writer.trusts_clocks = False
     leader, _, _ = roles(cluster)
     leader.site.clock.set_rate(0.5)
     cluster.run(cluster.world.uniform(5.0, 8.0))

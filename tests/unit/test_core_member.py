@@ -44,7 +44,7 @@ from redis_agent.messages import (
     WatchFired,
     ZkError,
 )
-from redis_agent.replication import NOWHERE, Address
+from redis_agent.replication import NOWHERE, Address, Position
 from redis_agent.znodes import ClusterConfig, LeaderPhase, decode_ballot, decode_config, decode_presence
 from tests.support.core import (
     ADDRESSES,
@@ -506,6 +506,26 @@ def test_a_restarted_redis_is_not_intact() -> None:
     driver.settle_but(Probe, ProbeRemote)
     driver.read_again()
     assert not own_ballot(driver, 3).intact
+
+
+def test_the_state_file_does_not_outlive_the_data_that_it_counts() -> None:
+    """Redis restarts from an older RDB, which names its position, and then saves one that names none, since a full
+    resync has begun: the ballot's word is the older position, not that of the process before. Case B6.
+    """
+    driver = cluster(Driver(), "m2", "m3", epochs=ledger("m1", "m2"))
+    driver.put(PATHS.leader, leader("m2", 2), owner=900)
+    driver.start(replace(RECORD, epoch=2, offset_bytes=500))
+    driver.redis_up(keys=5, replid=replid(1), offset_bytes=50)
+    driver.session_up()
+    driver.settle_but(Probe, ProbeRemote)
+    assert driver.core.record.offset_bytes == 50
+    driver.step(RedisDied(1, 0, "", was_up=True))
+    driver.wait(0.1)
+    driver.redis_up(keys=5, replid="e" * 40, offset_bytes=0)
+    driver.remove(PATHS.leader)
+    driver.settle_but(Probe, ProbeRemote)
+    driver.read_again()
+    assert own_ballot(driver, 3).recorded == Position(1, 50)
 
 
 def silence(driver: Driver, error: ProbeError, for_s: float) -> None:

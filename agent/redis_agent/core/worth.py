@@ -33,6 +33,18 @@ class Worth(Sessions):
                 self.not_intact("its data were replaced by a full resync")
         if redis.intact and self.record.intact_replid != info.replid:
             self.save("memory")
+        self._take_back(info)
+
+    def _take_back(self, info: RedisInfo) -> None:
+        """What the state file counts beyond Redis's own word was of an earlier process, and was not on its disk.
+
+        Once a full resync has begun Redis saves its data without a position, and the file's would stand for them.
+        """
+        found = self.resolved(info) if info.keys > 0 and not info.loading else None
+        if found is not None and self.recorded is not None and found < self.recorded:
+            self.log("warning", "position_taken_back", epoch=found.epoch, offset_bytes=found.offset_bytes)
+            self.recorded = found
+            self.save_position()
 
     def recall(self, info: RedisInfo) -> None:
         """Our last life left this process running: what the state file says of it holds as far as Redis confirms it."""
