@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from redis_agent.replication import Address, RedisInfo
+from redis_agent.state_record import StateRecord
 
 # --- ZooKeeper: operations and what a read returns ----------------------------------------------------------------
 
@@ -258,7 +259,7 @@ class CommitUnknown:
 @dataclass(frozen=True, slots=True)
 class StartRedis:
     """Launch redis-server, fenced, a replica of nowhere; or attach to the one that our last life left. Answered by
-    RedisUp, or RedisDied.
+    RedisUp, RedisRefused, or RedisDied; until then perhaps by RedisAwaited.
     """
 
     incarnation: int
@@ -481,6 +482,29 @@ class RedisDied:
 
 
 @dataclass(frozen=True, slots=True)
+class RedisRefused:
+    """The process that the agent's last life left answers, but the agent can't work with it (password, rights).
+
+    It runs on as it is, fenced: for a guard that was armed has fenced it, and one that was not had a fenced Redis.
+    ``reason`` is one line with the remedy.
+    """
+
+    incarnation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAwaited:
+    """redis-server is not up yet, but shows that it lives: a script runs (BUSY), or it answers nobody (PAUSED).
+
+    Told again and again, for as long as it lasts.
+    """
+
+    incarnation: int
+    error: ProbeError
+
+
+@dataclass(frozen=True, slots=True)
 class GuardDone:
     """Answer to ArmGuard and DisarmGuard: the guard says that it has it."""
 
@@ -592,33 +616,6 @@ class CaughtUp:
 
 
 # --- local matters ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class StateRecord:
-    """What the agent keeps on disk for its next incarnation, beside the data directory.
-
-    ``guid`` is that of the latest session; ``promotions`` maps replids that this member made by promotion to the epoch
-    they were made in; ``epoch`` and ``offset_bytes`` are the position last known.
-
-    About the very process ``run_id``: ``loaded`` is replid and offset as they were when its data had been loaded from
-    disk (empty: not yet); ``intact_replid`` the replid under which it was intact (empty: it was not); ``followed`` that
-    it was told to follow somebody.
-    """
-
-    cluster_id: str = ""
-    member: str = ""
-    guid: str = ""
-    promised_round: int = 0
-    epoch: int = 0
-    offset_bytes: int = -1
-    promotions: tuple[tuple[str, int], ...] = ()
-    redis_pid: int = 0
-    redis_create_time: float = 0.0
-    run_id: str = ""
-    loaded: tuple[str, int] | None = None
-    intact_replid: str = ""
-    followed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -734,6 +731,8 @@ ZkEvent = (
 )
 RedisEvent = (
     RedisUp
+    | RedisAwaited
+    | RedisRefused
     | RedisDied
     | RedisLeft
     | GuardDone

@@ -74,6 +74,8 @@ class RedisProcess:
         self.pid = 0
         self.create_time = 0.0
         self.dead = threading.Event()
+        self.over = threading.Event()
+        """Dead, or left."""
         self._secrets = {*plan.secrets, greeting.password if greeting else ""} - {""}
         self._lines: deque[str] = deque(maxlen=LAST_WORDS_LINES)
         self._verdict = ""
@@ -148,6 +150,7 @@ class RedisProcess:
 
     def leave(self) -> None:
         """Let go: Redis and guard run on, and nothing more is heard of them here."""
+        self.over.set()
         with self._lock:
             self._left = True
             waiting, self._requests = self._requests, set()
@@ -216,6 +219,7 @@ class RedisProcess:
             if self._settled(request):
                 self._on_guard(request, "redis-server is dead")
         self.dead.set()
+        self.over.set()
         self._on_death(self, status)
         # The end of the guard, whose priority is higher, must not hold up what follows from the death.
         time.sleep(GUARD_END_PAUSE_S)

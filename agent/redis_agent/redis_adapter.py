@@ -17,10 +17,13 @@ from redis_agent.messages import (
     GuardFailed,
     KillRedis,
     LeaveRedis,
+    ProbeError,
     ProbeRemote,
+    RedisAwaited,
     RedisCommand,
     RedisDied,
     RedisLeft,
+    RedisRefused,
     RedisUp,
     StartRedis,
     StopRedis,
@@ -38,7 +41,7 @@ from redis_agent.redis_conf import (
 from redis_agent.redis_link import RedisLink
 from redis_agent.redis_remote import RemoteRedis
 from redis_agent.redis_role import gone
-from redis_agent.redis_start import Denied, Opened, ProcessGone, StartRefused, open_connections
+from redis_agent.redis_start import Opened, ProcessGone, StartRefused, open_connections
 
 NOT_LAUNCHED = 127
 """Status of a Redis that could not even be executed, as a shell has it."""
@@ -253,11 +256,11 @@ class RedisAdapter:
 
     def _bring_up(self, current: _Current, process: RedisProcess, plan: LaunchPlan, greeting: Greeting | None) -> None:
         try:
-            plan, opened = _opened(process, plan, greeting)
+            plan, opened = self._opened(current, process, plan, greeting)
         except ProcessGone:
             return
         except StartRefused as error:
-            process.refuse(str(error))
+            self._refuse(current, process, str(error))
             return
         process.introduce(plan)
         link = RedisLink(
@@ -278,6 +281,42 @@ class RedisAdapter:
             current.link = link
             attached = process.attached
             self._post(RedisUp(current.incarnation, process.pid, process.create_time, opened.info, attached=attached))
+
+    def _opened(
+        self, current: _Current, process: RedisProcess, plan: LaunchPlan, greeting: Greeting | None
+    ) -> tuple[LaunchPlan, Opened]:
+        """Open the connections; also tells the plan by which that was possible. Raises ProcessGone, StartRefused."""
+
+        def awaited(error: ProbeError) -> None:
+            self._post(RedisAwaited(current.incarnation, error))
+
+        if greeting is None:
+            return plan, open_connections(plan, process.pid, process.over, awaited)
+        # It was started with another configuration, perhaps: the socket's path can't have changed since.
+        plan = replace(plan, socket_path=greeting.socket_path or plan.socket_path)
+        old = replace(plan, username=greeting.username, password=greeting.password)
+        limit_s = self._settings.busy_after_s
+        try:
+            return plan, open_connections(plan, process.pid, process.over, awaited, attach_limit_s=limit_s)
+        except StartRefused:
+            if old == plan:
+                raise
+            try:
+                return old, open_connections(old, process.pid, process.over, awaited, attach_limit_s=limit_s)
+            except StartRefused:
+                # What is configured now is what a person can mend.
+                pass
+            raise
+
+    def _refuse(self, current: _Current, process: RedisProcess, reason: str) -> None:
+        """One that was launched for nothing is ended. One that runs has what the cluster may need."""
+        if not process.attached:
+            process.refuse(reason)
+            return
+        with self._lock:
+            if not current.dead:
+                reason = f"redis-server {process.pid} is left running, fenced: {reason}"
+                self._post(RedisRefused(current.incarnation, reason))
 
     def _died(self, current: _Current, process: RedisProcess, status: int) -> None:
         with self._lock:
@@ -317,16 +356,3 @@ class RedisAdapter:
             plan = self._plan()
             self._remote = RemoteRedis(plan.username, plan.password, self._post, self._clock)
         return self._remote
-
-
-def _opened(process: RedisProcess, plan: LaunchPlan, greeting: Greeting | None) -> tuple[LaunchPlan, Opened]:
-    """Open the connections; also tells the plan by which that was possible. Raises ProcessGone, StartRefused."""
-    if greeting is None:
-        return plan, open_connections(plan, process.pid, process.dead)
-    # It was started with another configuration, perhaps: the socket's path can't have changed since, the password can.
-    plan = replace(plan, socket_path=greeting.socket_path or plan.socket_path)
-    try:
-        return plan, open_connections(plan, process.pid, process.dead, attach=True)
-    except Denied:
-        plan = replace(plan, username=greeting.username, password=greeting.password)
-        return plan, open_connections(plan, process.pid, process.dead, attach=True)

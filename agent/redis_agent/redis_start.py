@@ -5,17 +5,32 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from redis_agent.messages import ProbeError
 from redis_agent.redis_conf import FENCED, MAX_LAG_S, MONITOR_CLIENT_NAME, ROLE_CLIENT_NAME, SINCE_7_0, LaunchPlan
 from redis_agent.redis_role import INFO, read_info
-from redis_agent.redis_wire import ErrorReply, Reply, Request, Wire, WireDenied, WireError, info_fields
+from redis_agent.redis_wire import (
+    ErrorReply,
+    Reply,
+    Request,
+    Wire,
+    WireDenied,
+    WireError,
+    WireTimeout,
+    info_fields,
+    is_awake,
+)
 from redis_agent.replication import NOWHERE, RedisInfo
 
 RETRY_FIRST_S = 0.002
 RETRY_MAX_S = 0.05
 ANSWER_LIMIT_S = 5.0
 """While it loads, Redis answers between two pieces of its dump only."""
+AWAKE_LIMIT_S = 0.1
+LIFE_TOLD_S = 0.1
+"""Signs of life are told no more often."""
 
 OLDEST = (6, 2)
 
@@ -51,10 +66,6 @@ class StartRefused(Exception):
     """This Redis can't be ruled by the agent: one line with the remedy."""
 
 
-class Denied(StartRefused):
-    """Wrong user or password."""
-
-
 class ProcessGone(Exception):
     """It died before it was up."""
 
@@ -69,47 +80,81 @@ class Opened:
     info: RedisInfo
 
 
-def open_connections(plan: LaunchPlan, pid: int, dead: threading.Event, *, attach: bool = False) -> Opened:
+def open_connections(
+    plan: LaunchPlan,
+    pid: int,
+    over: threading.Event,
+    on_life: Callable[[ProbeError], None],
+    *,
+    attach_limit_s: float | None = None,
+) -> Opened:
     """Wait until Redis answers (loading counts), make sure that it obeys, and open the agent's connections.
 
-    There is no limit but the life of the process: a large append-only file may keep it silent.
+    There is no limit but ``over``: how long Redis may be silent is for others to decide.
 
     Args:
         plan: how to connect.
         pid: the process that must answer; another one that has the operator's socket is not ours.
-        dead: set when the process is gone.
-        attach: it was left by our last life. What that life has sent and Redis has not read yet is never executed;
-            Redis is fenced, and its role stays.
+        over: set when the process is gone, or nobody wants it any more.
+        on_life: told BUSY or PAUSED of a Redis that lives, and can't be worked with yet.
+        attach_limit_s: it was left by our last life. What that life has sent and Redis has not read yet is never
+            executed; Redis is fenced, and its role stays. For so long one attempt waits for answers, so that a sign of
+            life comes more often than a hang takes.
 
     Raises:
-        StartRefused: it answers, but the agent can't work with it. Denied: for want of the right password.
-        ProcessGone: it died.
+        StartRefused: it answers, but the agent can't work with it.
+        ProcessGone: it died, or we have let go of it.
     """
     pause_s = RETRY_FIRST_S
-    while not dead.is_set():
+    told_s = 0.0
+    while not over.is_set():
         opened: list[Wire] = []
+        life: ProbeError | None = None
         try:
-            return _open(plan, pid, opened, attach=attach)
+            return _open(plan, pid, opened, attach_limit_s)
         except WireDenied as error:
-            raise Denied(_denied(plan, str(error))) from error
+            raise StartRefused(_denied(plan, str(error))) from error
         except ValueError as error:
+            _close(opened)
             raise StartRefused(f"redis-server tells nothing about itself that makes sense: {error}") from error
+        except StartRefused:
+            _close(opened)
+            raise
+        except _BusyError:
+            life = ProbeError.BUSY
+        except WireTimeout:
+            # Awake, and answers nobody.
+            if is_awake(plan.socket_path, time.monotonic() + AWAKE_LIMIT_S):
+                life = ProbeError.PAUSED
         except (WireError, _NotOursError):
-            for wire in opened:
-                wire.close()
-        dead.wait(pause_s)
+            pass
+        _close(opened)
+        if life is not None and time.monotonic() - told_s > LIFE_TOLD_S:
+            told_s = time.monotonic()
+            on_life(life)
+        over.wait(pause_s)
         pause_s = min(pause_s * 1.5, RETRY_MAX_S)
     raise ProcessGone
+
+
+def _close(opened: list[Wire]) -> None:
+    for wire in opened:
+        wire.close()
 
 
 class _NotOursError(Exception):
     """Another process answers at the socket, or this one is not ready to tell."""
 
 
-def _open(plan: LaunchPlan, pid: int, opened: list[Wire], *, attach: bool) -> Opened:
-    role = Wire.open_unix(plan.socket_path, plan.username, plan.password, ANSWER_LIMIT_S)
+class _BusyError(Exception):
+    """A script runs, which somebody may end."""
+
+
+def _open(plan: LaunchPlan, pid: int, opened: list[Wire], attach_limit_s: float | None) -> Opened:
+    attach, limit_s = attach_limit_s is not None, attach_limit_s or ANSWER_LIMIT_S
+    role = Wire.open_unix(plan.socket_path, plan.username, plan.password, limit_s)
     opened.append(role)
-    deadline = time.monotonic() + ANSWER_LIMIT_S
+    deadline = time.monotonic() + limit_s
     if attach:
         _end_leftovers(plan, role, deadline)
     requests = (NAME, *(ATTACH_RIGHTS if attach else RIGHTS), ("CLIENT", "ID"), INFO)
@@ -121,11 +166,11 @@ def _open(plan: LaunchPlan, pid: int, opened: list[Wire], *, attach: bool) -> Op
         _check_right(plan, request, reply)
     if not isinstance(number, int):
         raise _NotOursError
-    monitor = Wire.open_unix(plan.socket_path, plan.username, plan.password, ANSWER_LIMIT_S)
+    monitor = Wire.open_unix(plan.socket_path, plan.username, plan.password, limit_s)
     opened.append(monitor)
     # An older Redis does not know these settings, which is why they are not in its file; nor does it need them.
     newer: list[Request] = [("CONFIG", "SET", name, value) for name, value in plan.pinned if name in SINCE_7_0]
-    monitor.ask([("CLIENT", "SETNAME", MONITOR_CLIENT_NAME), *newer], time.monotonic() + ANSWER_LIMIT_S)
+    monitor.ask([("CLIENT", "SETNAME", MONITOR_CLIENT_NAME), *newer], time.monotonic() + limit_s)
     return Opened(role, number, monitor, read_info(raw))
 
 
@@ -156,13 +201,13 @@ def _check_server(raw: bytes, pid: int) -> None:
 
 def _check_right(plan: LaunchPlan, request: Request, reply: Reply) -> None:
     if isinstance(reply, ErrorReply) and reply.code == "BUSY":
-        raise _NotOursError  # A script runs, which somebody may end.
+        raise _BusyError
     if not isinstance(reply, ErrorReply) or reply.code == "LOADING" or "during loading" in reply.text:
         # These come behind the checks for the command's existence and the user's rights. The second one is how
         # Redis 6.2 refuses CONFIG SET.
         return
     if reply.code in ("NOAUTH", "WRONGPASS"):
-        raise Denied(_denied(plan, str(reply)))
+        raise StartRefused(_denied(plan, str(reply)))
     words = " ".join(str(part) for part in request[:2])
     where = plan.operator_path or plan.conf_path
     user = plan.username or "default"
@@ -178,5 +223,6 @@ def _denied(plan: LaunchPlan, error: str) -> str:
     where = plan.operator_path or plan.conf_path
     return (
         f"redis-server does not accept {given} for user {user} ({error}): "
-        f"set the agent's password to the one of {where} (requirepass, user, aclfile)"
+        f"give the agent the password that is valid there ({where}: requirepass, user, aclfile), or redis-server the "
+        "agent's"
     )

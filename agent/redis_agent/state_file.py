@@ -17,7 +17,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from redis_agent.messages import Event, SaveState, StateRecord, StateSaved
+from redis_agent.messages import Event, SaveState, StateSaved
+from redis_agent.state_record import StateRecord
 from redis_agent.workers import Worker
 
 VERSION = 1

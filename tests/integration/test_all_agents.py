@@ -23,9 +23,11 @@ def identities(cluster: LocalCluster) -> dict[str, tuple[int | None, str]]:
 
 
 @contextmanager
-def memory_only(zookeeper: Ensemble, directory: Path, *, proxied: bool = False) -> Iterator[LocalCluster]:
+def memory_only(
+    zookeeper: Ensemble, directory: Path, *, proxied: bool = False, password: str = ""
+) -> Iterator[LocalCluster]:
     """Three members whose keys are on no disk; afterwards each is still the process that it was."""
-    with lab(zookeeper, directory, proxied=proxied) as cluster:
+    with lab(zookeeper, directory, proxied=proxied, password=password) as cluster:
         leader = cluster.wait_settled()
         write(leader, WRITTEN)
         cluster.wait_for(lambda: {keys(member) for member in cluster} == {WRITTEN}, "everybody has the keys")
@@ -98,6 +100,39 @@ def test_a_wrong_setting_for_all_agents(zookeeper: Ensemble, tmp_path: Path) -> 
         assert {refusal(member) for member in cluster} <= {"READONLY", "NOREPLICAS"}
         for member in cluster:
             member.configure({"zookeeper": {"hosts": good[member.name]}})
+        cluster.start()
+        all_are_there(cluster, epoch)
+
+
+def test_a_password_that_was_changed_behind_all_agents(zookeeper: Ensemble, tmp_path: Path) -> None:
+    """Somebody changes the password of every running Redis: the agents go on. Then all are restarted, and none gets in:
+    every agent ends with exit 2 and says why, and every Redis lives on with its data, fenced. When the setting is
+    corrected they attach, and one leads.
+    """
+    with memory_only(zookeeper, tmp_path, password="old") as cluster:
+        before, epoch = identities(cluster), cluster.epoch()
+        for member in cluster:
+            with member.redis() as client:
+                client.config_set("masterauth", "rotated")
+                client.config_set("requirepass", "rotated")
+            member.password = "rotated"
+        leader = cluster.wait_settled()
+        write(leader, WRITTEN, "rotated")
+        for member in cluster:
+            member.send_signal(signal.SIGKILL)
+        for member in cluster:
+            member.wait(10)
+        cluster.start()
+        assert [member.wait(20) for member in cluster] == [2, 2, 2]
+        for member in cluster:
+            (said,) = told(member, "giving_up")
+            assert f"redis-server {before[member.name][0]} is left running, fenced" in str(said["reason"])
+            assert "does not accept the password that was given" in str(said["reason"])
+        assert identities(cluster) == before
+        assert {refusal(member) for member in cluster} <= {"READONLY", "NOREPLICAS"}
+        assert {keys(member, "rotated") for member in cluster} == {WRITTEN}
+        for member in cluster:
+            member.configure()
         cluster.start()
         all_are_there(cluster, epoch)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import redis
 
 from redis_agent.guard_link import SOCKET_NAME, GuardLink
 from redis_agent.lab.waiting import wait_for
@@ -25,8 +26,11 @@ from redis_agent.messages import (
     KillRedis,
     LeaveRedis,
     Probe,
+    ProbeError,
+    RedisAwaited,
     RedisDied,
     RedisLeft,
+    RedisRefused,
     RedisUp,
     StopRedis,
 )
@@ -170,6 +174,75 @@ def test_settings_that_changed_meanwhile(make_redis: MakeRedis) -> None:
         assert second.client(password="new").ping()
 
 
+def let_go(local: LocalRedis) -> None:
+    """What the core orders when it has heard RedisRefused."""
+    local.adapter.execute(LeaveRedis(local.incarnation))
+    local.expect(RedisLeft)
+    local.alive = False
+    local.adapter.close()
+
+
+def test_a_redis_whose_password_was_changed_is_left_alone(make_redis: MakeRedis) -> None:
+    """Neither password opens it: it lives on with its data, and one line says why. With the right one it is taken."""
+    first = make_redis("requirepass old")
+    before = first.up
+    assert before is not None
+    first.lead()
+    client = first.client(password="old")
+    client.set("kept", "yes")
+    client.config_set("requirepass", "rotated")
+    leave(first)
+    with next_life(first, "requirepass new") as second:
+        second.launch()
+        refused = second.expect(RedisRefused)
+        assert refused.reason.startswith(f"redis-server {before.pid} is left running, fenced: ")
+        assert "does not accept the password that was given for user default" in refused.reason
+        assert str(second.conf) in refused.reason
+        assert "\n" not in refused.reason
+        assert not {"old", "new", "rotated"} & set(refused.reason.replace(",", " ").split())
+        let_go(second)
+    assert is_alive(before.pid, before.create_time)
+    assert client.get("kept") == "yes"
+    with next_life(first, "requirepass rotated") as third:
+        up = third.start()
+        assert (up.attached, up.pid) == (True, before.pid)
+        assert up.info.keys == 1
+
+
+def test_a_redis_that_took_our_rights_away_is_left_alone(make_redis: MakeRedis) -> None:
+    """The user may do nothing with CONFIG any more: Redis lives on, nothing of us is connected, and what is missing is
+    said. An administrator who gives the right back has all as it was.
+    """
+    first = make_redis()
+    before = first.up
+    assert before is not None
+    first.client().acl_setuser("boss", enabled=True, passwords=["+boss"], keys=["*"], categories=["+@all"])
+    client = first.client(username="boss", password="boss")
+    client.execute_command("ACL", "SETUSER", "default", "-config")
+    leave(first)
+    with next_life(first) as second:
+        second.launch()
+        refused = second.expect(RedisRefused)
+        assert "refuses CONFIG SET to the agent" in refused.reason
+        assert "or allow them to user default" in refused.reason
+        names = {row["name"] for row in client.client_list()}
+        assert not [name for name in names if name in ("redis-agent-role", "redis-agent-monitor")]
+        let_go(second)
+    assert is_alive(before.pid, before.create_time)
+    client.execute_command("ACL", "SETUSER", "default", "+config")
+    with next_life(first) as third:
+        assert third.start().pid == before.pid
+
+
+def test_a_redis_that_was_launched_for_nothing_is_ended(make_redis: MakeRedis, tmp_path: Path) -> None:
+    """It has nothing but what is on its disk: there is no reason to leave it."""
+    with LocalRedis(tmp_path / "new", "rename-command REPLICAOF ''") as local:
+        local.launch()
+        died = local.expect(RedisDied)
+        assert died.status == -signal.SIGKILL
+        assert "refuses REPLICAOF" in died.last_words
+
+
 def test_a_redis_that_died_meanwhile_is_told_of(make_redis: MakeRedis) -> None:
     """Its status and its last words are in the next life's log, and another one is launched."""
     first = make_redis()
@@ -205,6 +278,36 @@ def test_a_hung_redis_is_attached_to_when_it_answers(make_redis: MakeRedis) -> N
         third.adapter.execute(KillRedis(third.incarnation, "it hangs"))
         died = third.expect(RedisDied, 1.0)
         assert (died.status, died.was_up) == (-signal.SIGKILL, True)
+
+
+def test_a_paused_redis_shows_that_it_lives(make_redis: MakeRedis) -> None:
+    """An operator's CLIENT PAUSE of all commands lets nobody attach, and is told again and again, as no hang is."""
+    first = make_redis()
+    assert first.up is not None
+    leave(first)
+    first.client().execute_command("CLIENT", "PAUSE", 2000, "ALL")
+    with next_life(first, busy_after_s=0.2) as second:
+        second.launch()
+        for _ in range(3):
+            assert second.expect(RedisAwaited).error is ProbeError.PAUSED
+        assert second.expect(RedisUp).pid == first.up.pid
+
+
+def test_a_busy_redis_shows_that_it_lives(make_redis: MakeRedis) -> None:
+    """A long script lets nobody attach either; when somebody has ended it the agent attaches."""
+    first = make_redis(busy_after_s=0.05)
+    assert first.up is not None
+    leave(first)
+    other, killer = first.client(socket_timeout=0.2), first.client()
+    killer.ping()
+    with pytest.raises(redis.TimeoutError):
+        other.eval("while true do end", 0)
+    with next_life(first) as second:
+        second.launch()
+        for _ in range(3):
+            assert second.expect(RedisAwaited).error is ProbeError.BUSY
+        killer.script_kill()
+        assert second.expect(RedisUp).pid == first.up.pid
 
 
 def test_another_agents_redis_is_refused(make_redis: MakeRedis, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from redis_agent.config import Timing
 from redis_agent.lab.agent_process import AgentProcess
 from redis_agent.lab.cluster import LocalCluster
 from redis_agent.lab.settings import Settings
@@ -222,6 +223,64 @@ def test_a_leaders_agent_is_killed(zookeeper: Ensemble, tmp_path: Path) -> None:
         measured("another serves, init's restart included", f"{served_s:.2f} s, by {'it' if new is old else 'another'}")
         assert cluster.wait_settled() is new
         assert identity(old) == before
+        assert [keys(member) for member in cluster] == [100, 100, 100]
+
+
+# --- the agent dies, and its Redis hangs ----------------------------------------------------------------------------
+
+
+def test_a_followers_redis_hangs_before_its_agent_is_back(zookeeper: Ensemble, tmp_path: Path) -> None:
+    """The agent's next life can't attach. Somebody leads, so what hangs is killed as any hung follower.
+
+    # case A11
+    """
+    with lab(zookeeper, tmp_path) as cluster:
+        leader = cluster.wait_settled()
+        write(leader, 100)
+        follower = next(member for member in cluster if member is not leader)
+        before = identity(follower)
+        follower.signal_redis(signal.SIGSTOP)
+        follower.kill()
+        since = clock()
+        follower.start()
+        killed = wait_told(cluster, follower, "redis_killed", since)
+        measured("killed after the agent's start", f"{killed['clock'] - since:.1f} s")
+        wait_told(cluster, follower, "redis_up", since)
+        assert cluster.wait_settled() is leader
+        assert identity(follower) != before
+        cluster.wait_for(lambda: keys(follower) == 100, "it has the keys again")
+
+
+def test_a_redis_hangs_before_its_agent_is_back_and_nobody_leads(zookeeper: Ensemble, tmp_path: Path) -> None:
+    """Two of three are stopped: the memory of the third one, which hangs, may be needed. It is attached to when it goes
+    on, as the process that it was.
+
+    # case A11
+    """
+    with lab(zookeeper, tmp_path) as cluster:
+        leader = cluster.wait_settled()
+        write(leader, 100)
+        cluster.wait_for(lambda: {keys(member) for member in cluster} == {100}, "everybody has the keys")
+        last = next(member for member in cluster if member is not leader)
+        before = identity(last)
+        last.signal_redis(signal.SIGSTOP)
+        last.kill()
+        others = [member for member in cluster if member is not last]
+        for member in others:
+            member.kill()
+        cluster.wait_for(lambda: not cluster.presences() and cluster.leader() is None, "their sessions end")
+        since = clock()
+        last.start()
+        wait_told(cluster, last, "redis_silent", since)
+        cluster.wait_for(lambda: clock() > since + 2 * Timing().hang_s, "a hung one would have been killed")
+        assert not told(last, "redis_killed", since)
+        last.signal_redis(signal.SIGCONT)
+        wait_told(cluster, last, "redis_attached", since)
+        assert identity(last) == before
+        for member in others:
+            member.start()
+        cluster.wait_settled()
+        assert identity(last) == before
         assert [keys(member) for member in cluster] == [100, 100, 100]
 
 

@@ -25,12 +25,12 @@ from redis_agent.messages import (
     SaveState,
     SessionClosed,
     Started,
-    StateRecord,
     StateSaved,
     StopRequested,
     Tick,
     UpgradeRequested,
 )
+from redis_agent.state_record import StateRecord
 from tests.sim import transcript
 from tests.sim.process import Process
 from tests.sim.redis import Watcher

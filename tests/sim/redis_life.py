@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 HELLO_LIMIT_S = 0.5
 """A guard that does not answer a new life's hello is killed, and its Redis with it."""
 
-ATTACH_LIMIT_S = 2.0
-"""The same for a Redis that does not answer."""
-
 GUARD_REPORT_S = 0.1
 """How long a guard has to tell of Redis's death, which the agent sees by itself."""
 
@@ -148,7 +145,6 @@ class RedisLife:
             return
         self._adopt(command, guard)
         redis.process.after(self.local_s(), redis.obey, self._take_over, redis, self.role_generation)
-        self.process.after(ATTACH_LIMIT_S, self._attach_overdue, redis)
 
     def _take_over(self, redis: SimRedis, generation: int) -> None:
         """The last life's connections are closed by name, and the fence is up, before anything is read."""
@@ -157,10 +153,6 @@ class RedisLife:
         if self.world.tracing:
             self.world.log(f"{self.site.name}.redis", "fenced by the next life, which attaches")
         self.process.after(self.local_s(), self._up, redis, redis.info(), True)
-
-    def _attach_overdue(self, redis: SimRedis) -> None:
-        if redis is self.redis and not self.is_up:
-            redis.kill()
 
     # -- the guard --------------------------------------------------------------------------------------------------
 
@@ -191,11 +183,10 @@ class RedisLife:
     def _died(self, redis: SimRedis) -> None:
         if redis is not self.redis:
             return
-        was_up = self.is_up
+        # One that is being attached to had come up in the last life.
+        was_up = self.is_up or self._attaching is not None
+        self._attaching = None
         self.redis, self.guard, self._link, self.up_since = None, None, None, None
-        if self._attaching is not None and not self.ordered:
-            self._launch(self._attaching)  # nobody has heard of the old one yet
-            return
         event = RedisDied(self.incarnation, redis.status, "", was_up=was_up, ordered=self.ordered)
         failures = [*self.fail_roles("it is dead"), *self._fail_guard()]
         news: list[Event] = [event, *failures] if self.world.chance(0.5) else [*failures, event]

@@ -149,6 +149,49 @@ def test_a_lease_that_ends_without_a_hang_costs_no_agent(begin: Begin) -> None:
     assert cluster.checker.guard_fences == 0
 
 
+# --- a Redis that hangs while its agent is away -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_hung_follower_that_cannot_be_attached_to_is_replaced(begin: Begin, seed: int) -> None:
+    """Somebody leads, so its memory is not needed: killed as any hung follower, and launched anew."""
+    cluster = begin(seed)
+    leader, follower, _ = roles(cluster)
+    confirmed = App(cluster, leader).confirm()
+    redis = server(follower)
+    redis.process.stop()
+    follower.kill_agent()
+    cluster.run(0.2)
+    follower.start()
+    cluster.until("it is killed", lambda: not redis.process.alive, 30.0)
+    cluster.until("all are intact", cluster.settled)
+    assert cluster.serving() is leader
+    assert confirmed in server(follower).data
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_hung_redis_that_may_be_needed_is_waited_for(begin: Begin, seed: int) -> None:
+    """Nobody leads: however long it hangs, it is attached to when it goes on, and then it votes with what it has."""
+    cluster = begin(seed)
+    leader, last, other = roles(cluster)
+    confirmed = App(cluster, leader).confirm()
+    redis = server(last)
+    redis.process.stop()
+    last.kill_agent()
+    leader.crash()
+    other.crash()
+    cluster.run(10.0)
+    last.start()
+    cluster.run(30.0)
+    assert server(last) is redis
+    redis.process.cont()
+    leader.start()
+    other.start()
+    cluster.until("all are intact", cluster.settled)
+    assert server(last) is redis
+    assert confirmed in redis.data
+
+
 # --- the guard ----------------------------------------------------------------------------------------------------
 
 

@@ -22,11 +22,11 @@ from redis_agent.messages import (
     ReadDone,
     SaveState,
     Started,
-    StateRecord,
     StateSaved,
     Znode,
 )
 from redis_agent.replication import RedisInfo
+from redis_agent.state_record import StateRecord
 from redis_agent.znodes import decode_ballot, decode_leader, decode_ledger
 
 if TYPE_CHECKING:

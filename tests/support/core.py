@@ -57,7 +57,6 @@ from redis_agent.messages import (
     SessionDown,
     SessionUp,
     Started,
-    StateRecord,
     StateSaved,
     TailSaved,
     Tick,
@@ -67,6 +66,7 @@ from redis_agent.messages import (
     Znode,
 )
 from redis_agent.replication import NOWHERE, Address, Ledger, LedgerEntry, Position, RedisInfo
+from redis_agent.state_record import StateRecord
 from redis_agent.znodes import ClusterConfig, Leader, LeaderPhase, Member, Order, Paths, Presence, decode_leader, encode
 
 T = TypeVar("T")

@@ -29,11 +29,11 @@ from redis_agent.messages import (
     SaveState,
     SessionFailed,
     StartRedis,
-    StateRecord,
     StopRedis,
     UpgradeRequested,
 )
 from redis_agent.replication import NOWHERE
+from redis_agent.state_record import StateRecord
 from redis_agent.znodes import decode_ballot
 from tests.support.core import (
     ADDRESSES,

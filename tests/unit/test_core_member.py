@@ -37,7 +37,6 @@ from redis_agent.messages import (
     SessionExpired,
     SessionFailed,
     StartRedis,
-    StateRecord,
     StopRedis,
     StopRequested,
     Tick,
@@ -45,6 +44,7 @@ from redis_agent.messages import (
     ZkError,
 )
 from redis_agent.replication import NOWHERE, Address, Position
+from redis_agent.state_record import StateRecord
 from redis_agent.znodes import ClusterConfig, LeaderPhase, decode_ballot, decode_config, decode_presence
 from tests.support.core import (
     ADDRESSES,

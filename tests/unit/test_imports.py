@@ -21,7 +21,7 @@ MAX_FUNCTION_LINES = 70
 LAYERS = (
     {"replication", "lease"},
     {"ballots", "electability", "election"},
-    {"znodes", "messages"},
+    {"znodes", "messages", "state_record"},
     {"machine"},
     {"core"},
     {"config", "redis_conf"},
@@ -33,7 +33,18 @@ LAYERS = (
     {"demo"},
     {"cli"},
 )
-PURE = {"replication", "lease", "ballots", "electability", "election", "znodes", "messages", "machine", "core"}
+PURE = {
+    "replication",
+    "lease",
+    "ballots",
+    "electability",
+    "election",
+    "znodes",
+    "messages",
+    "state_record",
+    "machine",
+    "core",
+}
 # What would make the core depend on anything but its arguments.
 IMPURE = {
     "asyncio",

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redis_agent.messages import Event, SaveState, StateRecord, StateSaved
+from redis_agent.messages import Event, SaveState, StateSaved
 from redis_agent.state_file import LockHeld, StateFile, acquire_lock, load, save
+from redis_agent.state_record import StateRecord
 
 RECORD = StateRecord(
     cluster_id="c",

@@ -25,8 +25,10 @@ from redis_agent.messages import (
     ProbeFailed,
     ReadDone,
     ReadFailed,
+    RedisAwaited,
     RedisDied,
     RedisLeft,
+    RedisRefused,
     RedisUp,
     RemoteProbed,
     RoleDone,
@@ -62,6 +64,8 @@ _ZK_EVENTS = (
 )
 _REDIS_EVENTS = (
     RedisUp,
+    RedisAwaited,
+    RedisRefused,
     RedisDied,
     RedisLeft,
     GuardDone,
@@ -157,6 +161,7 @@ class Core(Considering):
         return {
             "heartbeat": self.heartbeat,
             "probe": self.probe,
+            "await": self.await_redis,
             "restart": self.start_redis,
             "look": self.look_at_all,
             "reread": self._reread,
@@ -281,6 +286,10 @@ class Core(Considering):
                 if self.state == machine.STOPPING_REDIS and not (self.leaves_redis and event.attached):
                     # It was only being started when it was told to stop, and may have missed it.
                     self.order(StopRedis(event.incarnation, self.settings.stop_redis_s))
+            case RedisAwaited():
+                self.on_redis_awaited(event)
+            case RedisRefused():
+                self.on_redis_refused(event)
             case RedisDied():
                 self.on_redis_died(event)
             case RedisLeft():

@@ -12,8 +12,9 @@ from redis_agent import machine
 from redis_agent.core.settings import CoreSettings
 from redis_agent.election import Ballot
 from redis_agent.lease import Lease
-from redis_agent.messages import ArmGuard, Command, DisarmGuard, Fence, KillRedis, Log, SaveState, StateRecord
+from redis_agent.messages import ArmGuard, Command, DisarmGuard, Fence, KillRedis, Log, SaveState
 from redis_agent.replication import Address, Ledger, Position, RedisInfo, resolve
+from redis_agent.state_record import StateRecord
 from redis_agent.znodes import ClusterConfig, Leader, Member, Order, Paths, Presence
 
 
@@ -106,6 +107,9 @@ class LocalRedis:
     """(epoch, replid, offset) of the serving leader, read after the link came up: reach it and be intact."""
     attached: bool = False
     """It was left by our last life, and runs on."""
+    attaching: bool = False
+    """It should be the one that our last life left, and is not up yet."""
+    silence_told: bool = False
     paused: bool = False
     """Writes wait because we told it so."""
     min_replicas: int = 0

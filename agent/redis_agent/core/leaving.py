@@ -109,7 +109,9 @@ class Leaving(Orders):
 
     def part_with_redis(self) -> None:
         """Stop it in order, or let it run on under its guard."""
-        for timer in ("handover", "designation", "yield", "takeover", "election", "restart", "recast", "retry_role"):
+        for timer in ("handover", "designation", "yield", "takeover", "election"):
+            self.disarm(timer)
+        for timer in ("restart", "await", "recast", "retry_role"):
             self.disarm(timer)
         redis = self.redis
         if self.redis_is_gone:

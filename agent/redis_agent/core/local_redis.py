@@ -12,7 +12,9 @@ from redis_agent.messages import (
     Probed,
     ProbeError,
     ProbeFailed,
+    RedisAwaited,
     RedisDied,
+    RedisRefused,
     RedisUp,
     ScriptKill,
     StartRedis,
@@ -27,6 +29,14 @@ FENCED_FROM = 100_000
 AFTER_LEADING_S = 0.25
 """A leader's Redis is not started again at once: whoever takes over needs the processor more."""
 SICK_PROBES = 2
+START_LIMIT_S = 120.0
+"""For how long a redis-server that was launched may answer nothing at all, not even LOADING.
+
+It says LOADING between two pieces of what it loads, so silent are: modules that load, an append-only file whose long
+manifest is read or whose end is cut off, a disk that takes its time over an fsync. Ending a start that would have
+succeeded loses time, not data; and the next one has twice as long, up to START_DOUBLINGS times.
+"""
+START_DOUBLINGS = 6
 
 
 class RedisCare(Leading):
@@ -39,12 +49,60 @@ class RedisCare(Leading):
         self.redis_is_gone = False
         self.fence_due = self.guard_due = inf
         self.role_requests.clear()
+        self.redis.attaching = self.old_redis_alive
+        self.redis.answered_at = self.now
+        self.arm("await", self.now + self._start_limit_s())
         self.order(StartRedis(self.redis.incarnation))
+
+    def _start_limit_s(self) -> float:
+        """For how long one that is not up yet may be silent."""
+        if self.redis.attaching:
+            return self.settings.hang_s
+        return START_LIMIT_S * 2.0 ** min(self.failures_in_a_row, START_DOUBLINGS)
+
+    def await_redis(self) -> None:
+        """One that is silent before it is up hangs like any other.
+
+        What our last life left may have data that nobody else has. What was launched has only what is on its disk.
+        """
+        redis = self.redis
+        if redis.up or redis.killed or self.redis_is_gone or self.stopping:
+            return
+        silent_s, limit_s = self.now - redis.answered_at, self._start_limit_s()
+        if silent_s < limit_s:
+            self.arm("await", redis.answered_at + limit_s)
+            return
+        if not redis.silence_told:
+            self.log("warning", "redis_silent", for_s=round(silent_s, 3), problem="it is not up yet")
+            redis.silence_told = True
+        if not redis.attaching or self._may_kill():
+            self.kill_redis(f"no answer for {silent_s:.1f} s, and it is not up yet")
+        else:
+            self.arm("await", self.now + self.settings.probe_s)
+
+    def on_redis_awaited(self, event: RedisAwaited) -> None:
+        redis = self.redis
+        if redis.up:
+            return
+        if event.error is not ProbeError.BUSY:
+            self._paused()
+            return
+        # A script that runs for too long is a hang.
+        redis.busy_since = min(redis.busy_since, self.now)
+        if self.now - redis.busy_since < self.settings.busy_s:
+            redis.answered_at = self.now
+
+    def on_redis_refused(self, event: RedisRefused) -> None:
+        """It has answered, and it is fenced: its data are as good as any, so a person decides what becomes of it."""
+        if not self.stopping:
+            self.disarm("await")
+            self.fail(2, event.reason)
 
     def on_redis_up(self, event: RedisUp) -> None:
         redis = self.redis
         redis.up, redis.pid, redis.create_time = True, event.pid, event.create_time
         redis.run_id = event.info.run_id
+        redis.attaching, redis.busy_since, redis.stalled = False, inf, False
         redis.up_since = redis.answered_at = self.now
         self.ever_up = True
         self.old_redis_alive = event.attached
@@ -55,6 +113,7 @@ class RedisCare(Leading):
         self.observe(event.info)
         self.log("info", "redis_up", pid=event.pid, version=event.info.version, loading=event.info.loading)
         self.save("redis", redis_pid=event.pid, redis_create_time=event.create_time)
+        self.disarm("await")
         self.arm("probe", self.now)
         self.fire("redis_up")
 
@@ -70,9 +129,9 @@ class RedisCare(Leading):
         redis.up, redis.lifted, redis.intact, redis.paused = False, False, False, False
         self.redis_is_gone, self.old_redis_alive = True, False
         self.fence_due = self.guard_due = inf
-        for timer in ("probe", "retry_role"):
+        for timer in ("probe", "retry_role", "await"):
             self.disarm(timer)
-        if not self.ever_up and not event.was_up and not self.stopping:
+        if not self.ever_up and not event.was_up and not self.stopping and not redis.killed:
             # It never ran with this configuration: a person must mend it, and a crash loop would only hide it.
             self.fail(2, f"redis-server does not start: {event.last_words or f'status {event.status}'}")
         self.fire("redis_lost")
@@ -152,10 +211,7 @@ class RedisCare(Leading):
             self.arm("probe", self.now + self.settings.probe_s)
             return
         if event.error is ProbeError.PAUSED:
-            redis.answered_at = self.now
-            if not redis.stalled:
-                self.log("warning", "redis_paused", problem="somebody ordered CLIENT PAUSE for all commands")
-            redis.stalled = True
+            self._paused()
             self.arm("probe", self.now + self.settings.probe_s)
             return
         if event.error is ProbeError.DENIED:
@@ -169,6 +225,13 @@ class RedisCare(Leading):
             self.kill_redis(f"no answer for {silent_s:.1f} s")
         else:
             self.arm("probe", self.now + min(self.settings.probe_s, 0.1))
+
+    def _paused(self) -> None:
+        """It lives, whatever the operator's pause is for."""
+        self.redis.answered_at = self.now
+        if not self.redis.stalled:
+            self.log("warning", "redis_paused", problem="somebody ordered CLIENT PAUSE for all commands")
+        self.redis.stalled = True
 
     def _busy(self) -> None:
         """A long script is alive up to a limit, then killed; one that cannot be killed is a hang."""
