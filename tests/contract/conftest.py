@@ -9,8 +9,11 @@ import pytest
 
 from redis_agent.lab.zookeeper import Ensemble
 from tests.contract.driver import Driver, Servers
+from tests.contract.guard_driver import GuardDriver
+from tests.contract.real_guard_driver import RealGuardDriver
 from tests.contract.redis_fixtures import alone, pair, redis_driver
 from tests.contract.sim_driver import SimServers, SimZooKeeper
+from tests.contract.sim_guard_driver import Host
 from tests.support.zookeeper import ProxiedClient, zk_root, zk_single
 
 __all__ = ["alone", "pair", "redis_driver", "zk_root", "zk_single"]
@@ -94,5 +97,13 @@ def root(request: pytest.FixtureRequest, make_driver: Callable[[], RealZooKeeper
 def driver(make_driver: Callable[[], RealZooKeeper | SimZooKeeper]) -> Iterator[Driver]:
     """An implementation, which ends the clients that the test made."""
     made = make_driver()
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["guard", "simulated"])
+def guard(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[GuardDriver]:
+    """A host with a guard, in each implementation."""
+    made: GuardDriver = Host() if request.param == "simulated" else RealGuardDriver(tmp_path)
     yield made
     made.close()

@@ -1,4 +1,6 @@
-"""The guard keeps its contract: one test for each line of it (guard.py), with real guards and real Redis."""
+"""The guard keeps its contract (guard.py), with real guards and real Redis: what tests/contract/test_guard_contract.py,
+which the simulated one must pass as well, does not say.
+"""
 
 from __future__ import annotations
 
@@ -13,137 +15,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import psutil
 import pytest
 import redis
 
 from redis_agent import guard_loop
-from redis_agent.guard_link import SOCKET_NAME, Greeting, GuardGone, GuardLink
-from redis_agent.lab.ports import free_port
+from redis_agent.guard_link import Greeting, GuardGone, GuardLink
 from redis_agent.lab.waiting import wait_for
-from redis_agent.process_host import is_alive
 from redis_agent.redis_conf import GUARD_CLIENT_NAME, ROLE_CLIENT_NAME, LaunchRefused
-from tests.support.redis import LIMIT_S, clock, server_binary
-
-FENCED = "1000000"
-
-
-class Host:
-    """A directory with a guard, and a Redis that anybody may write to: what is fenced here, the guard has fenced.
-
-    Args:
-        directory: for everything.
-        conf: further lines of redis.conf.
-    """
-
-    def __init__(self, directory: Path, conf: str = "") -> None:
-        self.directory = directory
-        self.conf = directory / "redis.conf"
-        self.unix_socket = str(directory / "redis.sock")
-        lines = f"port {free_port()}\nbind 127.0.0.1\nunixsocket {self.unix_socket}\nsave ''\n{conf}\n"
-        self.conf.write_text(lines, encoding="utf-8")
-        self.path = directory / SOCKET_NAME
-        self.messages: list[dict[str, Any]] = []
-        self.greeting: Greeting | None = None
-        self._links: list[GuardLink] = []
-        self._clients: list[redis.Redis] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for client in self._clients:
-            client.close()
-        if self.greeting is not None:
-            for pid in (self.greeting.redis_pid, self.greeting.guard_pid):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        for link in self._links:
-            link.end(1.0)
-
-    def launch(self, binary: str | None = None) -> GuardLink:
-        """With this process as the agent."""
-        link = GuardLink.launch(self.path, binary or server_binary(), self.conf, self.directory)
-        self._links.append(link)
-        self.greeting = link.greeting(LIMIT_S)
-        return link
-
-    def connect(self) -> GuardLink:
-        """With this process as the next agent."""
-        link = GuardLink.find(self.path)
-        assert link is not None
-        self._links.append(link)
-        self.greeting = link.greeting(LIMIT_S)
-        return link
-
-    @property
-    def pid(self) -> int:
-        """Of Redis."""
-        assert self.greeting is not None
-        return self.greeting.redis_pid
-
-    @property
-    def guard_pid(self) -> int:
-        assert self.greeting is not None
-        return self.greeting.guard_pid
-
-    def credentials(self, password: str = "") -> dict[str, object]:
-        """The message that tells the guard how to reach Redis."""
-        return {"do": "keep", "note": "a note", "socket": self.unix_socket, "user": "", "password": password}
-
-    def introduce(self, link: GuardLink) -> None:
-        """Wait for Redis, tell the guard of it, and wait until it is connected."""
-        wait_for(self.answers, LIMIT_S, "Redis answers")
-        assert link.send(self.credentials())
-        wait_for(lambda: self.named(GUARD_CLIENT_NAME), LIMIT_S, "the guard is connected")
-
-    def client(self) -> Any:
-        """One connection for the whole test."""
-        if not self._clients:
-            client = redis.Redis(
-                unix_socket_path=self.unix_socket,
-                decode_responses=True,
-                socket_timeout=5.0,
-                single_connection_client=False,
-                max_connections=1,
-            )
-            self._clients.append(client)
-        return self._clients[0]
-
-    def answers(self) -> bool:
-        with suppress(redis.RedisError):
-            return bool(self.client().ping())
-        return False
-
-    def named(self, name: str) -> list[str]:
-        """Ids of the connections with that name."""
-        return [row["id"] for row in self.client().client_list() if row["name"] == name]
-
-    def fence(self) -> str:
-        value: str = self.client().config_get("min-replicas-to-write")["min-replicas-to-write"]
-        return value
-
-    def alive(self) -> bool:
-        assert self.greeting is not None
-        return is_alive(self.pid, self.greeting.create_time)
-
-    def hear(self, link: GuardLink, kind: str, limit_s: float = LIMIT_S) -> dict[str, Any]:
-        """The next message of that kind; all are kept in ``messages``."""
-        deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
-            select.select([link.fileno()], [], [], 0.05)
-            for message in link.receive():
-                self.messages.append(message)
-                if message["is"] == kind:
-                    return message
-        raise AssertionError(f"the guard has not said {kind}: {self.messages}")
-
-    def asked(self, link: GuardLink, number: int, **message: object) -> None:
-        """Ask and wait for the acknowledgement."""
-        assert link.send({"id": number, **message})
-        assert self.hear(link, "done")["id"] == number
+from tests.support.guard import FENCED, Host
+from tests.support.redis import LIMIT_S, clock
 
 
 @pytest.fixture
@@ -157,14 +40,15 @@ AGENT = """
     import sys, time
     from pathlib import Path
     sys.path[:0] = sys.argv[1].split(":")
-    import tests.integration.test_guard as here
-    host = here.Host(Path(sys.argv[2]))
+    from tests.support.guard import Host
+    from tests.support.redis import clock
+    host = Host(Path(sys.argv[2]))
     host.conf.write_text(Path(sys.argv[3]).read_text())
     host.unix_socket = sys.argv[4]
     link = host.connect() if sys.argv[5] == "connect" else host.launch()
     host.introduce(link)
     if float(sys.argv[6]):
-        host.asked(link, 1, do="arm", until=here.clock() + float(sys.argv[6]))
+        host.asked(link, 1, do="arm", until=clock() + float(sys.argv[6]))
     print(host.pid, host.guard_pid, host.greeting.create_time, flush=True)
     time.sleep(60)
 """
@@ -283,41 +167,6 @@ def test_it_blocks_neither_redis_nor_itself_on_an_agent_that_does_not_read(host:
     assert lost > 0
     assert len(lines) + lost == 1_000_000
     assert lines == sorted(lines, key=int)
-
-
-# --- 4: arm and disarm ----------------------------------------------------------------------------------------------
-
-
-def test_arming_is_acknowledged_and_a_later_deadline_replaces_an_earlier_one(host: Host) -> None:
-    """Line 4: renewed in time, and disarmed at last, it never fences."""
-    link = host.launch()
-    host.introduce(link)
-    first = clock() + 0.1
-    host.asked(link, 1, do="arm", until=first)
-    number = 1
-    while clock() < first + 0.2:
-        number += 1
-        host.asked(link, number, do="arm", until=clock() + 0.1)
-    host.asked(link, number + 1, do="disarm")
-    end = clock() + 0.2
-    wait_for(lambda: clock() > end, 1.0, "the last deadline is past")
-    assert host.fence() == "0"
-    assert host.alive()
-
-
-def test_it_reads_what_the_agent_has_sent_before_it_acts_on_a_deadline(host: Host) -> None:
-    """Line 4: a guard that was stopped past its deadline finds the renewal that came in time, and goes on."""
-    link = host.launch()
-    host.introduce(link)
-    until = clock() + 0.1
-    host.asked(link, 1, do="arm", until=until)
-    os.kill(host.guard_pid, signal.SIGSTOP)
-    assert link.send({"do": "arm", "id": 2, "until": clock() + 60})
-    wait_for(lambda: clock() > until + 0.05, 1.0, "the first deadline is past")
-    os.kill(host.guard_pid, signal.SIGCONT)
-    assert host.hear(link, "done")["id"] == 2
-    host.asked(link, 3, do="disarm")
-    assert host.fence() == "0"
 
 
 # --- 5: it fires ----------------------------------------------------------------------------------------------------

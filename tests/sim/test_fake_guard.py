@@ -1,15 +1,11 @@
-"""The simulated guard: what it promises to the agent, and to those who count on Redis being fenced."""
+"""The simulated guard: what tests/contract/test_guard_contract.py does not say of it."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 
 from redis_agent.messages import (
     ArmGuard,
-    DisarmGuard,
-    Event,
     Freeze,
     GuardDone,
     GuardFailed,
@@ -23,169 +19,7 @@ from redis_agent.messages import (
     RoleDone,
     StartRedis,
 )
-from redis_agent.replication import Address
-from tests.sim.clock import Clock
-from tests.sim.guard import Guard
-from tests.sim.process import Process
-from tests.sim.redis import SimRedis, Watcher
-from tests.sim.redis_adapter import RedisAdapter
-from tests.sim.redis_data import Disk, Site
-from tests.sim.world import Network, World
-
-
-class Host:
-    """One site, and the agent's lives on it."""
-
-    def __init__(self, seed: int = 1) -> None:
-        self.world = World(seed)
-        self.net = Network(self.world)
-        self.site = Site("a", Address("a", 6379), Disk(), Clock(self.world))
-        self.begin()
-
-    def begin(self) -> RedisUp:
-        """A new life of the agent."""
-        self.process = Process(self.world, "a", "a")
-        self.heard: list[Event] = []
-        self.adapter = RedisAdapter(
-            self.net, {self.site.address: self.site}, self.site, Watcher(), self.process, self.heard.append
-        )
-        self.adapter.execute(StartRedis(1))
-        self.until(RedisUp)
-        up = self.heard[-1]
-        assert isinstance(up, RedisUp)
-        return up
-
-    def until(self, kind: type[Any], limit_s: float = 5.0) -> None:
-        self.heard.clear()
-        found = self.world.run(self.world.now + limit_s, lambda: any(isinstance(event, kind) for event in self.heard))
-        assert found, f"no {kind.__name__}"
-
-    def run(self, for_s: float) -> None:
-        self.world.run(self.world.now + for_s)
-
-    def lead(self, lease_s: float) -> None:
-        """Armed, promoted, fence lifted."""
-        redis = self.redis
-        self.adapter.execute(ArmGuard(1, 101, self.world.now + lease_s))
-        self.until(GuardDone)
-        self.adapter.execute(Freeze(1, 102, True, 1.0))
-        self.adapter.execute(Promote(1, 103, redis.run_id, self.world.now + 1.0, 1.0))
-        self.adapter.execute(LiftFence(1, 104, 0, self.world.now + 1.0, 1.0))
-        self.world.run(self.world.now + 0.5, lambda: redis.writable)
-        assert redis.writable
-
-    def die(self) -> None:
-        """SIGKILL to the agent."""
-        self.process.kill()
-        self.adapter.close()
-
-    def writable(self) -> bool:
-        return self.redis.writable
-
-    @property
-    def redis(self) -> SimRedis:
-        assert self.site.redis is not None
-        return self.site.redis
-
-    @property
-    def guard(self) -> Guard:
-        assert self.site.guard is not None
-        return self.site.guard
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_the_deadline_passes(seed: int) -> None:
-    """Fenced, disarmed, the agent killed; Redis and what it holds live on."""
-    host = Host(seed)
-    host.lead(1.0)
-    host.process.stop()
-    host.run(0.9)
-    assert host.writable()
-    host.run(0.15)
-    assert not host.writable()
-    assert host.redis.process.alive
-    assert not host.process.alive
-    assert not host.guard.watches
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_renewals_and_a_disarming(seed: int) -> None:
-    """The newest deadline counts, and none after a disarming."""
-    host = Host(seed)
-    host.lead(1.0)
-    for number in range(5):
-        host.run(0.8)
-        host.adapter.execute(ArmGuard(1, 200 + number, host.world.now + 1.0))
-    host.run(0.5)
-    assert host.writable()
-    host.redis.fence()
-    host.adapter.execute(DisarmGuard(1, 300))
-    host.until(GuardDone)
-    host.run(5.0)
-    assert host.process.alive
-    assert host.redis.process.alive
-
-
-def test_what_waits_in_its_queue_comes_before_the_deadline() -> None:
-    """A guard that was stopped past the old deadline finds the renewal first, and does nothing."""
-    host = Host()
-    host.lead(1.0)
-    host.guard.process.stop()
-    host.run(0.5)
-    host.adapter.execute(ArmGuard(1, 200, host.world.now + 10.0))
-    host.run(3.0)
-    host.guard.process.cont()
-    host.run(1.0)
-    assert host.writable()
-    assert host.process.alive
-
-
-def test_stopped_it_acts_when_it_is_continued() -> None:
-    """Without a renewal in its queue."""
-    host = Host()
-    host.lead(1.0)
-    host.guard.process.stop()
-    host.run(3.0)
-    assert host.writable()
-    host.guard.process.cont()
-    host.run(0.05)
-    assert not host.writable()
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_the_agent_dies_while_it_is_armed(seed: int) -> None:
-    """Fenced at once, not at the deadline."""
-    host = Host(seed)
-    host.lead(10.0)
-    host.die()
-    host.run(0.05)
-    assert not host.writable()
-    assert host.redis.process.alive
-
-
-def test_the_agent_dies_while_it_is_not_armed() -> None:
-    """Nothing happens to Redis, and the next life finds the same process, fenced."""
-    host = Host()
-    before = host.redis
-    host.die()
-    host.run(10.0)
-    up = host.begin()
-    assert up.attached
-    assert host.redis is before
-    assert up.info.run_id == before.run_id
-    assert not before.open
-
-
-@pytest.mark.parametrize("dead", [True, False])
-def test_a_redis_that_hangs_is_killed(dead: bool) -> None:
-    """No answer to the fence: at the deadline, or when the agent dies."""
-    host = Host()
-    host.lead(1.0)
-    redis = host.redis
-    redis.process.stop()
-    host.die() if dead else host.process.stop()
-    host.run(0.08 if dead else 1.1)
-    assert not redis.process.alive
+from tests.contract.sim_guard_driver import Host
 
 
 @pytest.mark.parametrize("seed", range(20))
