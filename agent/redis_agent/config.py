@@ -13,7 +13,7 @@ from msgspec import Meta, Struct, structs, to_builtins
 
 from redis_agent.core.settings import CoreSettings
 from redis_agent.election import Mode
-from redis_agent.lease import RELAY_SHARE
+from redis_agent.lease import steady_lease
 from redis_agent.replication import Address
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
@@ -336,13 +336,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         ours, theirs = to_builtins(self), to_builtins(other)
         return [f"{name}.{key}" for name, keys in ours.items() for key in keys if keys[key] != theirs[name][key]]
 
-    def steady_lease_s(self) -> float:
-        """The lease that a leader still has when its next heartbeat is due to be acknowledged.
-
-        A heartbeat proves the session only once two later ones are acknowledged, see `lease`: servers tell each other
-        of live sessions once in half a tick. The newest proof is as old as that and two heartbeats when it becomes one,
-        and serves until the next heartbeat.
-        """
-        zookeeper, timing = self.zookeeper, self.timing
-        proof_s = RELAY_SHARE * zookeeper.tick_s + 3 * timing.heartbeat_s
-        return zookeeper.session_timeout_s - timing.fence_budget_s - proof_s
+    def steady_lease(self) -> tuple[float, str]:
+        """See `lease.steady_lease`: of the session timeout that is asked for."""
+        return steady_lease(
+            timeout_s=self.zookeeper.session_timeout_s,
+            tick_s=self.zookeeper.tick_s,
+            heartbeat_s=self.timing.heartbeat_s,
+            fence_budget_s=self.timing.fence_budget_s,
+        )

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 
 from redis_agent.config import NAME_PATTERN, Settings
-from redis_agent.lease import RELAY_SHARE
 
 # A unix socket's path has 107 bytes at most, and this is the name of ours.
 MAX_RUN_DIR_BYTES = 107 - len("/redis.sock")
@@ -68,12 +67,8 @@ def _check_lease(settings: Settings) -> Iterator[Problem]:
             f"{session:g} s is more than twenty ticks (20 x {tick:g} s), which servers do not grant",
             f"set it to {20 * tick:g} or less",
         )
-    left, least = settings.steady_lease_s(), timing.min_claim_lease_s
+    (left, arithmetic), least = settings.steady_lease(), timing.min_claim_lease_s
     if left < least:
-        arithmetic = (
-            f"session_timeout_s {session:g} - fence_budget_s {timing.fence_budget_s:g} "
-            f"- {RELAY_SHARE:g} x tick_s {tick:g} - 3 x heartbeat_s {timing.heartbeat_s:g} = {left:g} s"
-        )
         yield (
             "[zookeeper] session_timeout_s",
             f"leaves too little lease: {arithmetic}, less than min_claim_lease_s {least:g}",

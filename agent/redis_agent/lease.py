@@ -8,6 +8,8 @@ from math import inf
 RELAY_SHARE = 5 / 8
 """ZooKeeper's leader asks its followers for touched sessions every half tick; it may be a little late."""
 
+PROOF_HEARTBEATS = 3
+
 _BASES_PER_TICK = 16
 _MAX_ANSWERED = 64
 
@@ -84,3 +86,27 @@ class Lease:
     def valid(self, now: float) -> bool:
         """Whether the session is still proved at ``now``."""
         return now < self.until
+
+
+def steady_lease(*, timeout_s: float, tick_s: float, heartbeat_s: float, fence_budget_s: float) -> tuple[float, str]:
+    """The steady lease: what a leader still has, at the shortest, when its next heartbeat is due to be acknowledged.
+
+    A heartbeat proves the session only once two later ones are acknowledged, see `Lease`: servers tell each other of
+    live sessions once in half a tick. The newest proof is as old as that and two heartbeats when it becomes one, and
+    serves until the next heartbeat. Zero or less: even a leader for whom all goes well would have to fence.
+
+    Args:
+        timeout_s: the session's, as asked for or, which may be less, as granted.
+        tick_s: ZooKeeper's tickTime.
+        heartbeat_s: how often the leader writes.
+        fence_budget_s: what is kept back for fencing.
+
+    Returns:
+        Its seconds, and the arithmetic for people.
+    """
+    left_s = timeout_s - fence_budget_s - RELAY_SHARE * tick_s - PROOF_HEARTBEATS * heartbeat_s
+    arithmetic = (
+        f"session_timeout_s {timeout_s:g} - fence_budget_s {fence_budget_s:g} - {RELAY_SHARE:g} x tick_s {tick_s:g} "
+        f"- {PROOF_HEARTBEATS} x heartbeat_s {heartbeat_s:g} = {left_s:.3g} s"
+    )
+    return left_s, arithmetic

@@ -94,7 +94,7 @@ TRIGGERS: Mapping[str, str] = {
     "unfit": "we own `leader` but our Redis cannot serve under it",
     "round_over": "the epoch has moved on, so the ballot is for a round that is over",
     "redis_up": "redis-server answers",
-    "redis_lost": "redis-server is dead",
+    "redis_lost": "redis-server is dead, or was sent SIGKILL, which is as good where its role counts",
     "thawed": "somebody pointed our frozen Redis elsewhere",
     "frozen": "the freeze is confirmed and the position read behind it",
     "elected": "the ballots allow us to claim, and it is our turn",
@@ -120,6 +120,7 @@ TRIGGERS: Mapping[str, str] = {
     "yield_over": "nobody took over in time, or nobody is there to",
     "released": "the waiting writes were answered",
     "redis_left": "Redis runs on under its guard, for our next life",
+    "lingers": "redis-server was sent SIGKILL and does not end",
     "session_closed": "the session is closed, or its limit is past",
 }
 
@@ -229,7 +230,7 @@ _TABLE: tuple[Row, ...] = (
     _row(EXPIRED, "session_up", CONNECTING, "", "a fresh session: read everything again"),
     # --- leaving ---
     _row((TAKING_OVER, PAUSING, SEALING), "depart", RESIGNING, "freeze_quietly", "do not wait for anybody, but fence"),
-    _row((DESIGNATING, HANDING_OVER), "depart", RESIGNING, "resign", "frozen already: give up leader to whoever wins"),
+    _row(OFFERED, "depart", RESIGNING, "resign", "frozen already: give up leader to whoever wins"),
     _row(RESIGNING, "frozen", RESIGNING, "resign", "testify the final position and give up leader in one transaction"),
     _row(
         RESIGNING,
@@ -262,6 +263,7 @@ _TABLE: tuple[Row, ...] = (
     _row(YIELDING, "stop_again session_expired lease_ended", STOPPING_REDIS, "part_with_redis", "waited enough"),
     _row(STOPPING_REDIS, "stop_again", STOPPING_REDIS, "kill_redis", "no patience for an orderly stop"),
     _row((YIELDING, STOPPING_REDIS), "redis_lost", CLOSING, "close_session", "Redis is gone: take back our znodes"),
+    _row(STOPPING_REDIS, "lingers", CLOSING, "close_session", "it executes nothing any more: nobody need wait for it"),
     _row(STOPPING_REDIS, "redis_left", CLOSING, "close_session", "Redis runs on: take back our znodes"),
     _row(CLOSING, "session_closed", STOPPED, "leave", "done"),
     _row(CLOSING, "stop_again", STOPPED, "leave", "the session ends by itself"),
@@ -305,12 +307,13 @@ def _ignored() -> dict[str, frozenset[str]]:
         "yield_over": everywhere - {YIELDING},
         "released": everywhere - {YIELDING},
         "redis_left": everywhere - {STOPPING_REDIS},
+        "lingers": everywhere - {STOPPING_REDIS},
         "session_closed": everywhere - {CLOSING},
         # Asked for where they make sense only.
         "hand_over": everywhere - {SERVING},
         "appointed": everywhere - {FOLLOWER},
         "succeeded": everywhere - {*OFFERED},
-        "depart": everywhere - {TAKING_OVER, PAUSING, SEALING, DESIGNATING, HANDING_OVER},
+        "depart": everywhere - {TAKING_OVER, *HANDOVER},
         "leave": frozenset({*OWNING, *STOPPING}),
         # No lease is needed, or none is held.
         "lease_ended": frozenset({CONNECTING, EXPIRED, STOPPING_REDIS, CLOSING, STOPPED}),

@@ -102,6 +102,8 @@ class Member:
         self.kill_agent()
         if self.site.guard is not None:
             self.site.guard.kill()
+        if self.site.redis is not None:
+            self.site.redis.kill(at_once=True)
         self.site.clock = self.site.clock.rebooted()
 
     def freeze(self) -> None:
@@ -154,10 +156,8 @@ class Member:
         agent, self.agent = self.agent, None
         assert agent is not None
         redis = self.site.redis
-        if order.again:
-            if redis is not None and not redis.process.alive:
-                raise Violation("upgrade", f"{self.name} executes itself again, but its Redis is gone")
-        elif order.code == 0 and redis is not None:
+        # One that was killed, and that the kernel does not let end, is left to it.
+        if order.code == 0 and not order.again and redis is not None and redis.process.alive:
             raise Violation("orderly exit", f"{self.name} exits 0 and leaves its Redis behind")
         agent.die()
         if order.again:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tests.sim.agent import Agent, Member
     from tests.sim.cluster import Cluster
     from tests.sim.process import Process
+    from tests.sim.redis import SimRedis
 
 FENCE_TIME_S = 0.3
 """With short pauses only: how long before the end of its lease a stopped agent is continued, to fence by itself."""
@@ -104,6 +105,23 @@ class Faults(ZooKeeperFaults):
             self._log(f"stops the Redis of {redis.site.name} for {for_s:.3f} s")
             redis.process.stop()
             self.world.after(for_s, redis.process.cont)
+
+    def hang_in_kernel(self, member: Member | None = None, for_s: float | None = None) -> None:
+        """On a disk that hangs, or giving back its memory: no answer, and SIGKILL ends it only when that is over."""
+        redis = (member or self._member()).site.redis
+        if redis is not None and redis.process.alive:
+            for_s = self._time((0.1, 3.0), (3.0, 30.0)) if for_s is None else for_s
+            self._log(f"the Redis of {redis.site.name} hangs in the kernel for {for_s:.3f} s")
+            redis.dies_late_s = for_s
+            redis.process.stop()
+            self.world.after(for_s, self._leaves_kernel, redis)
+
+    def _leaves_kernel(self, redis: SimRedis) -> None:
+        redis.dies_late_s = 0.0
+        if redis.process.alive:
+            redis.process.cont()
+        else:
+            redis.kill(at_once=True)
 
     def pause_agent(self, member: Member | None = None, for_s: float | None = None) -> None:
         """SIGSTOP."""

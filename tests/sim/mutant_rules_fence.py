@@ -268,8 +268,8 @@ FENCE: tuple[Mutant, ...] = (
         (
             Edit(
                 CORE + "leading.py",
-                "            if redis.min_replicas != w + others and not self.role_requests:\n",
-                "            if redis.min_replicas > w + others and not self.role_requests:\n",
+                "            if redis.min_replicas != w + others and self._may_set_replicas():\n",
+                "            if redis.min_replicas > w + others and self._may_set_replicas():\n",
             ),
         ),
     ),

@@ -43,6 +43,7 @@ class Nemesis(Aimed, AimedFaults):
             "isolate host": self.isolate_host,
             "partition": self.partition,
             "hang redis": self.hang_redis,
+            "redis hangs in the kernel": self.hang_in_kernel,
             "pause agent": self.pause_agent,
             "kill guard": self.kill_guard,
             "stop guard": self.stop_guard,
@@ -112,6 +113,9 @@ class Nemesis(Aimed, AimedFaults):
             member.cont()
             redis = member.site.redis
             if redis is not None:
+                redis.dies_late_s = 0.0
+                if not redis.process.alive:
+                    redis.kill(at_once=True)
                 redis.load_fails = False
                 redis.fall_ill("")
             member.start()

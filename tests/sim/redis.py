@@ -97,6 +97,8 @@ class SimRedis(Saving):
         self.process = Process(self.world, f"redis-{site.name}", site.name, site.clock)
         self.started_at = self.process.now
         self.status = 0
+        self.dies_late_s = 0.0  # how long the kernel takes to end it behind a SIGKILL
+        self.ended = False
         self.on_exit: list[Callable[[SimRedis], None]] = []
         self.role_generation = 0  # role commands of an older connection are no longer executed
         self.min_replicas = FENCE
@@ -145,20 +147,40 @@ class SimRedis(Saving):
             self.save()
         self._exit(0)
 
-    def kill(self) -> None:
-        """SIGKILL, to the whole process group."""
+    def kill(self, *, at_once: bool = False) -> None:
+        """SIGKILL, to the whole process group. It executes nothing any more; its end may take the kernel a while.
+
+        Until then nobody is told of its death, and its connections, its port and its data directory stay taken.
+        ``at_once``: the kernel ends, too.
+        """
         if self.process.alive:
             if self.site.disk.mode == "aof":
                 self.site.disk.aof = list(self.site.disk.aof)
                 self.site.disk.lose_tail(self.world.rng)
-            self._exit(-9)
+            self._die(-9)
+            if self.dies_late_s and not at_once:
+                self.world.after(self.dies_late_s, self._end)
+                return
+        elif not at_once:
+            return
+        self._end()
 
     def _exit(self, status: int) -> None:
+        self._die(status)
+        self._end()
+
+    def _die(self, status: int) -> None:
         self.process.kill()
         self.status = status
+        self.watcher.died(self)
+        self.watcher.changed(self)
+
+    def _end(self) -> None:
+        if self.ended:
+            return
+        self.ended = True
         if self.site.redis is self:
             self.site.redis = None
-        self.watcher.died(self)
         for hook in self.on_exit:
             hook(self)
         for conn in list(self.clients):

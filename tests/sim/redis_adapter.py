@@ -120,7 +120,7 @@ class RedisAdapter(RedisLife):
         def refused() -> None:
             finish(ProbeFailed(command.incarnation, command.request, ProbeError.REFUSED))
 
-        if redis is None or not redis.process.alive or not self.is_up:
+        if redis is None or redis.ended or not self.is_up:
             self.process.after(self.local_s(), refused)
             return
         sent_at = self.process.now
@@ -131,7 +131,7 @@ class RedisAdapter(RedisLife):
             self.process.after(self.local_s(), finish, done)
 
         def timeout() -> None:
-            error = ProbeError.TIMEOUT if redis.process.alive else ProbeError.REFUSED
+            error = ProbeError.REFUSED if redis.ended else ProbeError.TIMEOUT
             if redis.process.alive and not redis.process.stopped and redis.silent:
                 error = ProbeError.PAUSED
             finish(ProbeFailed(command.incarnation, command.request, error))
@@ -212,7 +212,7 @@ class RedisAdapter(RedisLife):
 
     def _queue_role(self, command: RoleCommand) -> None:
         redis = self.of(command.incarnation)
-        if redis is None or not redis.process.alive or not self.is_up:
+        if redis is None or redis.ended or not self.is_up:
             self._refuse_role(command, "redis-server is not up")
             return
         self._roles.append((command, self.process.now + command.limit_s))

@@ -37,6 +37,10 @@ GUARD_REPORT_S = 0.1
 """How long a guard has to tell of Redis's death, which the agent sees by itself."""
 
 
+PORT_AGAIN_S = 0.1
+"""While a killed server still has the port, the launch is tried again."""
+
+
 class RedisLife:
     """The half of the adapter that owns the process. ``kill_agent`` is what the guard's SIGKILL does."""
 
@@ -98,7 +102,11 @@ class RedisLife:
             self._launch(command)
 
     def _launch(self, command: StartRedis) -> None:
-        assert self.site.redis is None, "two servers on one data directory"
+        old = self.site.redis
+        if old is not None:
+            assert not old.process.alive, "two servers on one data directory"
+            self.process.after(PORT_AGAIN_S, self._launch, command)
+            return
         self._attaching = None
         pid = self.world.rng.randrange(1000, 30000)
         redis = SimRedis(self.net, self.sites, self.site, self.watcher, pid)
@@ -140,7 +148,7 @@ class RedisLife:
         if self._attaching is not command or self.redis is not None:
             return
         redis = guard.redis
-        if not redis.process.alive:
+        if redis.ended:
             self._launch(command)
             return
         self._adopt(command, guard)

@@ -147,7 +147,7 @@ class Replication:
             link = self.uplink
             if link is not None and self.link_up and now - link.heard_at > REPL_TIMEOUT_S:
                 self._lose_uplink(link)
-            if link is not None and not (self.link_up or self.syncing or link.primary.process.alive):
+            if link is not None and not (self.link_up or self.syncing or not link.primary.ended):
                 self.close_uplink()  # it died before it could answer
             if self.uplink is None:
                 self._connect()
@@ -166,7 +166,7 @@ class Replication:
             return
         site = self.sites.get(self.primary_address)
         target = site.redis if site is not None else None
-        if target is None or target is self or not target.process.alive or not self.net.open(self.host, target.host):
+        if target is None or target is self or target.ended or not self.net.open(self.host, target.host):
             return
         self.uplink = link = ReplLink(self.net, self.whole, target)
         replid, offset = (self.replid, self.offset) if self.cached else ("?", -1)

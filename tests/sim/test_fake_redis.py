@@ -282,3 +282,21 @@ def test_a_hung_redis_does_it_all_when_it_is_continued(servers: Servers) -> None
     replica.process.cont()
     servers.run(0.1)
     assert replica.data == [1]
+
+
+def test_a_killed_redis_that_ends_late(servers: Servers) -> None:
+    """It executes nothing behind SIGKILL, and nobody is told: its connections and its port stay taken until it ends."""
+    primary, replica = servers.pair()
+    primary.dies_late_s = 5.0
+    ends: list[object] = []
+    primary.on_exit.append(ends.append)
+    primary.kill()
+    primary.process.run(primary.append, 1, WRITE_BYTES)
+    servers.run(4.0)
+    assert not primary.ended
+    assert not ends
+    assert (replica.link_up, replica.data) == (True, [])
+    primary.kill()
+    servers.run(1.1)
+    assert primary.site.redis is None
+    assert (replica.link_up, ends) == (False, [primary])

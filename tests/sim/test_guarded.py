@@ -192,6 +192,79 @@ def test_a_hung_redis_that_may_be_needed_is_waited_for(begin: Begin, seed: int) 
     assert confirmed in redis.data
 
 
+# --- a Redis that is killed and does not end ----------------------------------------------------------------------
+
+
+def hang_in_kernel(redis: SimRedis, for_s: float = 120.0) -> None:
+    """No answer, and SIGKILL does not end it, as on a disk that hangs."""
+    redis.dies_late_s = for_s
+    redis.process.stop()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_leaders_redis_that_is_killed_and_lingers_gives_way(begin: Begin, seed: int) -> None:
+    """# case C2: killed is fenced, so another serves in the time that a hang takes to be noticed, although the old
+    process is there for a long time, with its port. When it has ended the member is whole again.
+    """
+    cluster = begin(seed)
+    old, _, _ = roles(cluster)
+    confirmed = App(cluster, old).confirm()
+    redis, agent = server(old), old.agent
+    hang_in_kernel(redis)
+    cluster.until("another serves", another_serves(cluster, old), 6.0)
+    assert not redis.ended
+    cluster.run(20.0)
+    assert old.agent is agent, "the guard was disarmed"
+    assert epoch(cluster) == 2
+    assert "does not end" in reason(cluster, old)
+    redis.kill(at_once=True)
+    cluster.until("all are in sync", cluster.in_sync)
+    assert old.agent is agent
+    assert confirmed in server(old).data
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("before_s", [0.0, 0.001, 0.003, 0.01])
+def test_a_redis_that_lingers_does_not_hold_up_who_leaves(begin: Begin, seed: int, before_s: float) -> None:
+    """# case C2: the leader is told to leave, and its Redis hangs at that moment or in the middle of the handover: it
+    is killed, another serves, and the agent does not wait for the end of what nothing can end.
+    """
+    cluster = begin(seed)
+    codes: list[int] = []
+    old, _, _ = roles(cluster)
+    old.on_exit.append(lambda _, code: codes.append(code))
+    redis = server(old)
+    cluster.world.after(before_s, hang_in_kernel, redis)
+    old.stop()
+    cluster.until("another serves", another_serves(cluster, old), 15.0)
+    cluster.until("the agent is gone", lambda: bool(codes), 45.0)
+    assert not redis.ended
+    old.start()
+    cluster.run(10.0)
+    redis.kill(at_once=True)
+    cluster.until("all are in sync", cluster.in_sync)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_hang_behind_the_end_of_the_lease_is_no_leadership(begin: Begin, seed: int) -> None:
+    """# case A4: cut off from ZooKeeper its fence is not confirmed, so it is killed; back again, it gives up `leader`
+    although the process lingers.
+    """
+    cluster = begin(seed)
+    old, _, _ = roles(cluster)
+    redis = server(old)
+    cut = cluster.cut_zookeeper(old.name)
+    agent = old.agent
+    assert agent is not None
+    cluster.until("its lease is over", lambda: agent.core.snapshot().lease_until - agent.process.now < 0.01, 10.0)
+    hang_in_kernel(redis)
+    cluster.run(0.15)
+    assert not redis.process.alive
+    cluster.net.heal(cut)
+    cluster.until("another serves", another_serves(cluster, old), 4.0)
+    assert not redis.ended
+
+
 # --- the guard ----------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from redis_agent.messages import (
     ClockSet,
     CloseSession,
     Commit,
+    CommitDone,
     Create,
     Delete,
     Follow,
@@ -37,7 +38,7 @@ from redis_agent.messages import (
     ZkError,
 )
 from redis_agent.replication import LedgerEntry, Position, ReplicaLink
-from redis_agent.znodes import LeaderPhase, Member, Order, OrderState, decode_ledger, decode_order
+from redis_agent.znodes import LeaderPhase, Member, Order, OrderState, decode_ballot, decode_ledger, decode_order
 from tests.support.core import ADDRESSES, PATHS, Driver, follower, leader, ledger, presence, replid, serving
 
 ORDER = PATHS.order("switchover-1")
@@ -355,6 +356,40 @@ def test_a_lost_reply_to_taking_back_is_looked_up_first(committed: bool) -> None
     else:
         assert driver.state == machine.RECLAIMING
         assert driver.find(Commit, "swap")
+
+
+@pytest.mark.parametrize("outcome", ["committed", "lost", "committed, reply lost", "too late"])
+def test_a_second_sigterm_while_taking_back(outcome: str) -> None:
+    """Our swap is on its way. Whatever becomes of it, `leader` goes in one transaction with the final position, and
+    nothing is promoted or lifted. Cases E3, E8.
+    """
+    driver = offered(leading_ordered())
+    driver.wait(driver.core.settings.designation_s)
+    assert driver.state == machine.RECLAIMING
+    swap = driver.take(Commit, "swap")
+    if outcome.startswith("committed"):
+        driver.commit(swap)
+    driver.step(StopRequested())
+    driver.step(StopRequested())
+    assert driver.state == machine.RESIGNING
+    if outcome == "committed":
+        driver.step(CommitDone(swap.session, swap.request, driver.now, (0, driver.tree[PATHS.epoch].version, 1)))
+    elif outcome in ("lost", "committed, reply lost"):
+        driver.lose(swap)
+    for _ in range(3):
+        driver.settle_but(Probe, "leave")
+        driver.wait(0.2)
+    if outcome == "too late":
+        driver.answer(swap)
+        driver.settle_but(Probe, "leave")
+    assert driver.the_leader() is None
+    ledger_ = decode_ledger(driver.tree[PATHS.epoch].data)
+    assert ledger_.epoch == (4 if outcome.startswith("committed") else 3)
+    mine = decode_ballot(driver.tree[PATHS.ballot(ledger_.epoch + 1, "m1")].data)
+    assert mine.abstains
+    assert mine.up
+    assert not driver.find(Promote)
+    assert "resigned" in driver.transitions()
 
 
 def leading_ordered() -> Driver:

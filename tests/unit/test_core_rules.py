@@ -9,7 +9,8 @@ import pytest
 from redis_agent import machine
 from redis_agent.lease import RELAY_SHARE
 from redis_agent.messages import ArmGuard, Commit, CommitDone, Fence, GuardDone, LiftFence, Probe, Promote, Put
-from tests.support.core import PATHS, claimant, serving
+from redis_agent.replication import ReplicaLink
+from tests.support.core import ADDRESSES, PATHS, Driver, claimant, serving
 
 
 def test_the_lease_counts_from_when_a_heartbeat_was_sent() -> None:
@@ -73,3 +74,67 @@ def test_only_the_process_that_voted_is_promoted() -> None:
     driver.answer(driver.take(Commit, "claim"))
     assert not driver.find(Promote)
     assert driver.state == machine.FREEZING
+
+
+def test_a_resumed_leader_lifts_its_fence_behind_the_guards_word_whatever_is_heard_before() -> None:
+    """It had lost its followers when its lease ended, and a heartbeat is committed before the guard has answered:
+    nothing is lifted for that, and the real lift is not skipped. Cases A1, C5.
+    """
+    driver = serving()
+    driver.info = replace(driver.info, replicas=(ReplicaLink(ADDRESSES["m3"], True, driver.info.offset_bytes),))
+    driver.wait(driver.core.settings.probe_s)
+    driver.settle()
+    assert driver.core.redis.min_replicas == 1
+    driver.info = replace(driver.info, replicas=())
+    driver.wait(driver.core.settings.probe_s)
+    driver.settle_but("heartbeat", ArmGuard)
+    assert driver.core._replicas_lost_at is not None
+    driver.session_down()
+    driver.wait(driver.core.lease.until - driver.now)
+    assert driver.state == machine.CONNECTING
+    driver.settle_but(ArmGuard)
+    driver.session_back()
+    driver.settle_but(ArmGuard, LiftFence)
+    while driver.state == machine.CONNECTING:
+        driver.wait(driver.core.settings.heartbeat_s / 2)
+        driver.settle_but(ArmGuard, LiftFence)
+    assert driver.state == machine.SERVING
+    beaten = driver.core.session.heartbeat_sent_at
+    while driver.core.session.heartbeat_sent_at == beaten:
+        driver.wait(driver.core.settings.heartbeat_s / 2)
+        driver.settle_but(ArmGuard, LiftFence)
+    assert not driver.find(LiftFence)
+    assert not driver.core.redis.lifted
+    served_at = driver.core.served_at
+    driver.answer(driver.take(ArmGuard))
+    lift = driver.take(LiftFence)
+    assert lift.not_after > driver.now
+    driver.answer(lift)
+    driver.settle_but(Probe)
+    assert driver.core.snapshot().fence_lifted
+    assert driver.core.served_at > served_at
+
+
+def test_a_session_timeout_that_leaves_too_little_lease_is_refused() -> None:
+    """Asked for 6 s, granted 3: the leader would fence again and again. The agent ends, with the sum in the message.
+    Case A8.
+    """
+    driver = Driver(tick_s=0.5, heartbeat_s=0.9)
+    driver.timeout_s = 3.0
+    driver.start()
+    driver.session_up()
+    refused = [dict(line.fields) for line in driver.log if line.event == "giving_up"]
+    assert "grants 3 s of the 6 s asked for" in str(refused)
+    assert "session_timeout_s 3 - fence_budget_s 0.25 - 0.625 x tick_s 0.5 - 3 x heartbeat_s 0.9 = -0.26" in str(
+        refused
+    )
+    assert driver.core.exit_code == 2
+
+
+def test_a_session_timeout_that_leaves_enough_is_accepted() -> None:
+    """Less than asked for is no reason to refuse."""
+    driver = Driver(tick_s=0.5, heartbeat_s=0.5)
+    driver.timeout_s = 3.0
+    driver.start()
+    driver.session_up()
+    assert not [line for line in driver.log if line.event == "giving_up"]

@@ -180,6 +180,7 @@ class Core(Considering):
             "designation": self.designation_overdue,
             "stand": self.stand_again,
             "yield": self.yield_overdue,
+            "lingers": self.redis_lingers,
             "close": partial(self.fire, "session_closed"),
         }
 

@@ -17,6 +17,9 @@ from redis_agent.replication import Address, Ledger, Position, RedisInfo, resolv
 from redis_agent.state_record import StateRecord
 from redis_agent.znodes import ClusterConfig, Leader, Member, Order, Paths, Presence
 
+LINGERS_S = 5.0
+"""A process that is still there so long after SIGKILL hangs in the kernel."""
+
 
 class Goal(Enum):
     """What the agent is there for."""
@@ -96,6 +99,9 @@ class LocalRedis:
     lifted: bool = False
     """The fence may be lifted."""
     killed: bool = False
+    """Nothing is expected of it any more, but its end."""
+    killed_leading: bool = False
+    """It was killed while we led with it."""
     up_since: float = inf
     settled_at: float = -inf
     """When the last role command was answered: what was asked before that may be out of date."""
@@ -374,9 +380,23 @@ class Base:
         return self.redis.guard_until > -inf
 
     def kill_redis(self, reason: str = "told to stop again") -> None:
-        """The hard fence: sent is done."""
+        """The hard fence: sent is done. So whoever leads with it steps down now.
+
+        Its death may take long: a disk hangs that it waits for, or there is much memory to give back.
+        """
+        redis = self.redis
         self.fence_due = self.guard_due = inf
-        if not self.redis.killed and self.redis.incarnation:
-            self.redis.killed = True
-            self.log("warning", "redis_killed", reason=reason)
-            self.order(KillRedis(self.redis.incarnation, reason))
+        if redis.killed or not redis.incarnation:
+            return
+        redis.killed, redis.killed_leading = True, self.leading
+        self.log("warning", "redis_killed", reason=reason)
+        self.order(KillRedis(redis.incarnation, reason))
+        # No instruction of its is carried out any more: it is fenced, and its guard has nothing left to do.
+        redis.lifted = False
+        self.disarm_guard()
+        self.disarm("probe")
+        self.arm("lingers", self.now + LINGERS_S)
+        if self.state == machine.RESIGNING:
+            self.fire("unfit")
+        elif self.state in (*machine.CANDIDATE, *machine.OWNING):
+            self.fire("redis_lost")

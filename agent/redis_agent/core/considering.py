@@ -58,7 +58,7 @@ class Considering(Leaving):
                 self.fire("round_over")
             elif self.state == machine.VOTING:
                 self.consider_election()
-            elif not self.redis.up:
+            elif not self.redis.up or self.redis.killed:
                 self.recast_if_due()
         elif not self.stopping:
             self.fire("no_leader")
@@ -69,7 +69,7 @@ class Considering(Leaving):
 
     def _consider_own(self, leader: Leader) -> None:
         if self.state == machine.CONNECTING:
-            if not self.role_requests:  # The fence is on its way: its answer comes here again.
+            if not self.role_requests or self.redis.killed:  # The fence is on its way: its answer comes here again.
                 self.fire("leader_is_ours" if self.fit_to_resume() else "unfit")
         elif self.state in (machine.CLAIMING, machine.SUCCEEDING):
             if not self.round.claim_request:
@@ -79,7 +79,7 @@ class Considering(Leaving):
         elif self.state in machine.OFFERED:
             self.consider_own_handover(leader)
         elif self.state == machine.FREEZING:
-            if not self.redis.up:
+            if not self.redis.up or self.redis.killed:
                 self.recast_if_due()
         elif self.state in (machine.VOTING, machine.FOLLOWER, machine.HANDED_OVER):
             # The ballot that takes it away may be on its way.

@@ -68,12 +68,13 @@ class Leading(Following):
 
     def lift_fence(self) -> None:
         """Only behind a committed ``serve``, only within the lease, and only once the guard watches over it."""
+        # What we knew as an earlier leader, or before we resumed.
+        self._replicas_lost_at, self._unfollowed_since = None, inf
         if not self.guarded:
             self.arm_guard()
             return
         self.followed = None
-        self.view.orders, self.view.unreadable_orders = {}, {}  # What we knew of them as an earlier leader.
-        self._replicas_lost_at, self._unfollowed_since = None, inf
+        self.view.orders, self.view.unreadable_orders = {}, {}
         self._lift(0, "lift")
 
     def _lift(self, at_least: int, what: str) -> None:
@@ -153,7 +154,7 @@ class Leading(Following):
         redis = self.redis
         if w and voters >= w:
             self._replicas_lost_at = None
-            if redis.min_replicas != w + others and not self.role_requests:
+            if redis.min_replicas != w + others and self._may_set_replicas():
                 self.log("info", "writes_need_replicas", replicas=w + others)
                 self._lift(w + others, "raise")
         elif redis.min_replicas and self._replicas_lost_at is None:
@@ -164,7 +165,7 @@ class Leading(Following):
     def heartbeat_committed(self, sent_at: float) -> None:
         """The ensemble heard us after the replicas were lost."""
         lost_at = self._replicas_lost_at
-        if lost_at is None or sent_at < lost_at or self.state != machine.SERVING or self.role_requests:
+        if lost_at is None or sent_at < lost_at or not self._may_set_replicas():
             return
         self._replicas_lost_at = None
         self.log("warning", "writes_need_no_replicas", why="the followers are gone, and nobody else was elected")
@@ -172,8 +173,12 @@ class Leading(Following):
 
     def mend_fence(self) -> None:
         """Somebody changed what a leader's Redis rests on: set it again."""
-        if not self.role_requests:
+        if self._may_set_replicas():
             self._lift(self.redis.min_replicas, "raise")
+
+    def _may_set_replicas(self) -> bool:
+        """Of a fence that is lifted. Lifting it, with all that belongs to that, is done by nothing else on the way."""
+        return self.state == machine.SERVING and self.redis.lifted and self.guarded and not self.role_requests
 
     def _consider_followers(self, *, followed: bool) -> None:
         """ZooKeeper reaches us, but nobody else does: then others, who reach each other, should lead."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from math import inf
 
 from redis_agent import machine
-from redis_agent.core.base import Goal
+from redis_agent.core.base import LINGERS_S, Goal
 from redis_agent.core.orders import Orders
 from redis_agent.messages import Exit, LeaveRedis, StopRedis
+
+TELL_LINGERING_S = 30.0
 
 
 class Leaving(Orders):
@@ -72,7 +74,12 @@ class Leaving(Orders):
         return bool(waited_for) and self.redis.up and self.stop_count < 2
 
     def resign(self) -> None:
-        """The ballot shows our final position and that we do not stand; ``leader`` goes in the same transaction."""
+        """The ballot shows our final position and that we do not stand; ``leader`` goes in the same transaction.
+
+        We may just be taking the epoch back, by a swap of which nothing is known yet. It and the ballot insist on the
+        same version of the ledger, so one of them makes the other impossible: either the epoch is as it was, and
+        ``leader`` gone; or it is ours, and the ballot, refused, is cast again when that was read.
+        """
         self.round.number = self.view.ledger.epoch + 1
         self.cast_ballot(abstains=True)
 
@@ -100,7 +107,7 @@ class Leaving(Orders):
         self.disarm("yield")
         if "unpause" in self.role_requests.values():
             return
-        if not self.redis.up:
+        if not self.redis.up or self.redis.killed:
             self.fire("released")
             return
         self.unpause()
@@ -117,6 +124,7 @@ class Leaving(Orders):
         if self.redis_is_gone:
             self.fire("redis_lost")
             return
+        self.arm("lingers", self.now + LINGERS_S + (0.0 if redis.killed else self.settings.stop_redis_s))
         # Whoever was let in is shut out first, in case it takes its time (stopping, it may write an RDB).
         self.fence()
         self.save_position()
@@ -140,6 +148,19 @@ class Leaving(Orders):
         if self._leaving_redis and not redis.lifted and not redis.killed and redis.guard_asked == -inf:
             self._leaving_redis = False
             self.order(LeaveRedis(redis.incarnation))
+
+    def redis_lingers(self) -> None:
+        """It was told to stop, or killed, and is still there: kept up by the kernel, as on a disk that hangs."""
+        redis = self.redis
+        if not redis.killed:
+            if self.state == machine.STOPPING_REDIS:
+                self.kill_redis("it did not stop in time")
+            return
+        self.reason = f"redis-server {redis.pid} was killed and does not end"
+        remedy = "it hangs in the kernel: see its disk; a new one is started when it is gone"
+        self.log("error", "redis_lingers", pid=redis.pid, remedy=remedy)
+        self.arm("lingers", self.now + TELL_LINGERING_S)
+        self.fire("lingers")
 
     def redis_left(self) -> None:
         """Nothing more is heard of it in this life."""

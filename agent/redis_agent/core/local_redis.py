@@ -125,11 +125,11 @@ class RedisCare(Leading):
             status=event.status,
             last_words=event.last_words if not event.ordered else "",
         )
-        led = self.leading
+        led = self.leading or redis.killed_leading
         redis.up, redis.lifted, redis.intact, redis.paused = False, False, False, False
         self.redis_is_gone, self.old_redis_alive = True, False
         self.fence_due = self.guard_due = inf
-        for timer in ("probe", "retry_role", "await"):
+        for timer in ("probe", "retry_role", "await", "lingers"):
             self.disarm(timer)
         if not self.ever_up and not event.was_up and not self.stopping and not redis.killed:
             # It never ran with this configuration: a person must mend it, and a crash loop would only hide it.
@@ -166,14 +166,14 @@ class RedisCare(Leading):
 
     def probe(self) -> None:
         redis = self.redis
-        if redis.up and not redis.probe_request:
+        if redis.up and not redis.killed and not redis.probe_request:
             redis.probe_request = self.request()
             limit_s = self.settings.hang_s / 2
             self.order(Probe(redis.incarnation, redis.probe_request, limit_s))
 
     def on_probed(self, event: Probed) -> None:
         redis = self.redis
-        if event.request != redis.probe_request:
+        if event.request != redis.probe_request or redis.killed:
             return
         redis.probe_request = 0
         redis.answered_at, redis.busy_since, redis.stalled = self.now, inf, False
@@ -203,7 +203,7 @@ class RedisCare(Leading):
 
     def on_probe_failed(self, event: ProbeFailed) -> None:
         redis = self.redis
-        if event.request != redis.probe_request:
+        if event.request != redis.probe_request or redis.killed:
             return
         redis.probe_request = 0
         if event.error is ProbeError.BUSY:

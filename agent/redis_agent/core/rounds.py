@@ -129,6 +129,11 @@ class Rounds(RedisCare):
 
     def cast_empty_ballot(self) -> None:
         """There is no Redis here: nobody need wait for it. A leader resigns with it."""
+        mine = self.round
+        same = mine.ballot is not None and not mine.ballot.up and mine.ballot.run_id == self.redis.run_id
+        told = bool(mine.ballot_request) or (mine.cast_at is not None and not self.owns_leader)
+        if same and told and mine.number == self.view.ledger.epoch + 1:
+            return  # When it was killed. Now it is dead.
         self.round = Round(number=self.view.ledger.epoch + 1)
         self._cast(self._empty_ballot())
 

@@ -7,6 +7,7 @@ from math import inf
 from redis_agent import machine
 from redis_agent.core.base import Goal, Session, View
 from redis_agent.core.reading import RETRY_S, Reading
+from redis_agent.lease import steady_lease
 from redis_agent.messages import (
     Check,
     CloseSession,
@@ -96,16 +97,18 @@ class Sessions(Reading):
 
     def _check_timeout(self, timeout_s: float) -> None:
         settings = self.settings
-        left_s = timeout_s - settings.fence_budget_s - settings.tick_s - 2 * settings.heartbeat_s
-        if left_s <= 0:
-            arithmetic = (
-                f"{timeout_s} s - fence budget {settings.fence_budget_s} s - tick {settings.tick_s} s "
-                f"- 2 heartbeats of {settings.heartbeat_s} s"
-            )
+        left_s, arithmetic = steady_lease(
+            timeout_s=timeout_s,
+            tick_s=settings.tick_s,
+            heartbeat_s=settings.heartbeat_s,
+            fence_budget_s=settings.fence_budget_s,
+        )
+        if left_s < settings.min_claim_lease_s:
             self.fail(
                 2,
-                f"ZooKeeper grants a session timeout that leaves no lease: {arithmetic} = {left_s:.3g} s; "
-                "raise its maxSessionTimeout, or lower tick_s and heartbeat_s",
+                f"ZooKeeper grants {timeout_s:g} s of the {settings.session_timeout_s:g} s asked for, which leaves too "
+                f"little lease: {arithmetic}, less than min_claim_lease_s {settings.min_claim_lease_s:g}; "
+                "raise its maxSessionTimeout, or lower heartbeat_s, and its tickTime with tick_s",
             )
 
     def on_session_down(self, _event: SessionDown) -> None:
@@ -279,7 +282,7 @@ class Sessions(Reading):
         settings = self.settings
         if self.leading:
             return settings.heartbeat_s
-        # What proves the session is a tick and up to two intervals old: a follower's lease must outlast them, too.
+        # A follower's lease, too, must outlast what it rests on: see `steady_lease`. This leaves it a quarter.
         spare_s = self.session.timeout_s - settings.fence_budget_s - settings.tick_s
         return min(settings.presence_s, max(settings.heartbeat_s, spare_s / 4))
 
@@ -296,7 +299,7 @@ class Sessions(Reading):
             epoch=self.epoch,
             round=self.round.number,
             redis=self.settings.redis,
-            redis_up=redis.up,
+            redis_up=redis.up and not redis.killed,
             redis_version=info.version if info else "",
             run_id=redis.run_id,
             role=("primary" if info.is_primary else "replica") if info else "",
@@ -365,8 +368,9 @@ class Sessions(Reading):
         self.arm("join", self.now + RETRY_S)
 
     def _heartbeat_refused(self, event: CommitRefused) -> None:
-        if event.error is ZkError.BAD_VERSION and self.state in machine.OFFERED:
-            self.look()  # The successor whom we let it have took the epoch.
+        swapping = self.state == machine.RESIGNING and self.round.claim_unknown
+        if event.error is ZkError.BAD_VERSION and (self.state in machine.OFFERED or swapping):
+            self.look()  # The successor whom we let it have took the epoch, or we took it back and do not know it yet.
         elif event.error is ZkError.BAD_VERSION:
             # If it insisted on another version than the present one, it was our own `serve` or claim that overtook it.
             if self.leading and self.session.heartbeat_version == self.view.ledger_version:
