@@ -11,12 +11,14 @@ This is its contract; tests/integration/test_guard.py has a test for each line.
  3. It always reads what Redis prints, so that Redis never blocks on it, and relays it without ever blocking on the
     agent: lines that do not fit are dropped and counted. Acknowledgements and the death notice are never dropped.
  4. ``arm`` sets a deadline (CLOCK_BOOTTIME), ``disarm`` takes it away, and both are acknowledged. A later ``arm``
-    replaces an earlier one. Before it acts on a deadline it reads what the agent has sent by then.
+    replaces an earlier one. Before it acts on a deadline it reads what the agent has sent by then, and before it
+    fences for it what the agent has sent until its death.
  5. Deadline passed while armed: the agent is killed, then Redis is fenced. Agent dead while armed: Redis is fenced at
     once. After that it is disarmed.
- 6. To fence is: the agent's role connections are closed from Redis's side, so that what is unread in them never is
-    executed, and CONFIG SET makes Redis refuse writes. Without a confirmation within FENCE_LIMIT_S the process group of
-    Redis is killed.
+ 6. To fence is: the connections over which the agent may have lifted the fence (it tells of each before it does) are
+    closed from Redis's side, so that what is unread in them never is executed, and then CONFIG SET makes Redis refuse
+    writes. Without a confirmation within FENCE_LIMIT_S the process group of Redis is killed. Behind the fence the
+    agent's other role connections are looked for and closed, which with many clients takes longer, and kills nobody.
  7. The connection for this is opened when the agent has told the credentials, and again at each ``arm`` if it is gone:
     clients that take all slots come too late.
  8. Agent dead while not armed: Redis runs on, and so does the guard.

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from contextlib import suppress
 
-from redis_agent.guard_fence import Link, boottime_s
+from redis_agent.guard_fence import LIFTERS_KEPT, Link, boottime_s
 
 TYPE_CHECKING = False  # ``typing`` takes 3 ms to load, and 1 MB.
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Message = dict[str, Any]
 
 FENCE_LIMIT_S = 0.05
+AGENT_END_S = 0.02
+"""How long a killed agent may take to be dead."""
 LINGER_S = 5.0
 TAKE_LIMIT_S = 60.0
 
@@ -75,9 +77,13 @@ class Agent:
             return message
 
     def kill(self) -> None:
+        """Returns when it does nothing any more, in all likelihood."""
         if self.pidfd >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            poller = select.poll()
+            poller.register(self.pidfd, select.POLLIN)
+            poller.poll(AGENT_END_S * 1000)
 
     def close(self) -> None:
         self.sock.close()
@@ -200,7 +206,10 @@ class Guard:
         if message["do"] == "keep":
             self.note = message["note"]
             self.link.credentials = {name: message[name] for name in ("socket", "user", "password")}
+            self.link.lifters = [] if message.get("tells") else None
             self.link.keep()
+        elif message["do"] == "lift":
+            self.link.lifters = [*(self.link.lifters or ()), str(message["over"])][-LIFTERS_KEPT:]
         elif self.status is None and message["do"] in ("arm", "disarm"):
             arming = message["do"] == "arm"
             self.set_deadline(float(message["until"]) if arming else None)
@@ -251,6 +260,10 @@ class Guard:
         if self.agent is not None:
             # First: what it does from now on would not be seen by the fence.
             self.agent.kill()
+            # Its last words: over which connection it may have lifted the fence since.
+            with suppress(BlockingIOError):
+                while (message := self.agent.receive()) is not None:
+                    self.obey(self.agent, message)
             self.agent.close()
             self.agent = None
         self.fire("the deadline has passed")
@@ -265,6 +278,7 @@ class Guard:
             self.kill_group()
             outcome = f"killed redis-server, which could not be fenced ({error})"
         self.say(f"guard: {outcome} in {(boottime_s() - begun) * 1000:.1f} ms: {why}")
+        self.link.close_roles()
 
     # --- Redis ---
 

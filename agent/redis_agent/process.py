@@ -169,12 +169,17 @@ class RedisProcess:
         self._link.send(
             {
                 "do": "keep",
+                "tells": True,
                 "note": self._greeting.note if self._greeting else digest(self._plan),
                 "socket": plan.socket_path,
                 "user": plan.username,
                 "password": plan.password,
             }
         )
+
+    def tell_lift(self, client_id: int) -> bool:
+        """The fence may be lifted over this connection. False: the guard can't be told."""
+        return self._link.send({"do": "lift", "over": client_id})
 
     def arm(self, request: int, until: float) -> None:
         """Answered by ``on_guard``, as ``disarm`` is."""

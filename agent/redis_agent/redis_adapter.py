@@ -270,6 +270,7 @@ class RedisAdapter:
             role=opened.role,
             role_id=opened.role_id,
             monitor=opened.monitor,
+            tell_guard=process.tell_lift,
             post=self._post,
             clock=self._clock,
         )

@@ -63,6 +63,7 @@ class RedisLink:
         role: open connection for role commands, with the name of one.
         role_id: its id, as CLIENT ID says.
         monitor: open connection for probes, with the name of one.
+        tell_guard: tells it the id of a connection over which the fence may be lifted; False if that can't be.
         post: takes the events, on any thread.
         clock: CLOCK_BOOTTIME in seconds.
     """
@@ -76,12 +77,14 @@ class RedisLink:
         role: Wire,
         role_id: int,
         monitor: Wire,
+        tell_guard: Callable[[int], bool],
         post: Post,
         clock: Clock,
     ) -> None:
         self._plan = plan
         self._incarnation = incarnation
         self._run_id = run_id
+        self._tell_guard = tell_guard
         self._post = post
         self._clock = clock
         # Touched by the role worker only:
@@ -127,6 +130,10 @@ class RedisLink:
             return
         if isinstance(command, Promote) and command.run_id != self._run_id:
             self._post(gone(command, f"not sent: this is process {self._run_id}, not {command.run_id}"))
+            return
+        # First: what the guard finds out later might be too late.
+        if isinstance(command, LiftFence) and not self._tell_guard(self._role_id):
+            self._post(gone(command, "not sent: the guard can't be told over which connection"))
             return
         # Looked at again behind everything that could have taken time: right before it is sent.
         if isinstance(command, Promote | LiftFence) and self._clock() >= command.not_after:

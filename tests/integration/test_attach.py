@@ -21,17 +21,21 @@ from redis_agent.messages import (
     ArmGuard,
     DisarmGuard,
     Follow,
+    Freeze,
     GuardDone,
     GuardFailed,
     KillRedis,
     LeaveRedis,
+    LiftFence,
     Probe,
     ProbeError,
+    Promote,
     RedisAwaited,
     RedisDied,
     RedisLeft,
     RedisRefused,
     RedisUp,
+    RoleFailed,
     StopRedis,
 )
 from redis_agent.process_host import is_alive, start_time_s
@@ -338,6 +342,31 @@ def test_arming_and_disarming_are_answered(make_redis: MakeRedis) -> None:
     assert local.expect(GuardFailed).request == 1000
     local.expect(RedisDied)
     assert isinstance(local.ask(ArmGuard, until=clock() + 60), GuardFailed)
+
+
+def test_a_guard_that_can_not_be_told_over_which_connection(make_redis: MakeRedis) -> None:
+    """The fence is not lifted: the guard, if it went on and had to fence, would not know which connection to close.
+
+    # case C8
+    """
+    local = make_redis()
+    frozen = local.done(Freeze, kill_clients=True)
+    local.done(Promote, run_id=frozen.run_id)
+    assert local.up is not None
+    guard = guard_of(local.up)
+    guard.suspend()
+    # Until its socket takes no more.
+    for request in range(1000, 100_000):
+        local.adapter.execute(ArmGuard(local.incarnation, request, clock() + 60))
+        if not local.events.empty():
+            break
+    assert "reads nothing" in local.expect(GuardFailed).reason
+    refused = local.ask(LiftFence, at_least=0)
+    assert isinstance(refused, RoleFailed)
+    assert (refused.reason, refused.unknown) == ("not sent: the guard can't be told over which connection", False)
+    assert local.client().config_get("min-replicas-to-write")["min-replicas-to-write"] == str(FENCED)
+    guard.resume()
+    local.done(LiftFence, at_least=0)
 
 
 def test_redis_is_killed_though_its_guard_is_stopped(make_redis: MakeRedis) -> None:

@@ -5,6 +5,7 @@ which the simulated one must pass as well, does not say.
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import socket
@@ -13,7 +14,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -26,6 +27,7 @@ from redis_agent.guard_link import Greeting, GuardGone, GuardLink
 from redis_agent.lab.waiting import wait_for
 from redis_agent.redis_conf import GUARD_CLIENT_NAME, ROLE_CLIENT_NAME, LaunchRefused
 from tests.support.guard import FENCED, Host
+from tests.support.hangs import measured
 from tests.support.redis import LIMIT_S, clock
 
 
@@ -226,18 +228,38 @@ def test_a_missed_deadline_ends_the_agent_and_fences(host: Host) -> None:
 # --- 6: the fence ---------------------------------------------------------------------------------------------------
 
 
-def test_what_a_role_connection_has_not_been_read_of_is_never_executed(host: Host) -> None:
+class Role:
+    """A role connection to Redis."""
+
+    def __init__(self, host: Host) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(host.unix_socket)
+        self.sock.sendall(f"CLIENT SETNAME {ROLE_CLIENT_NAME}\r\nCLIENT ID\r\n".encode())
+        said = b""
+        while said.count(b"\r\n") < 2:
+            said += self.sock.recv(100)
+        self.number = int(said.split(b":")[1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_what_a_role_connection_has_not_been_read_of_is_never_executed(host: Host, tells: bool) -> None:
     """Line 6: a late command that would lift the fence, behind much that Redis has yet to read, does not come to pass.
+    An agent of an older version does not tell over which connection.
 
     # case C3
     """
     link = host.launch()
-    host.introduce(link)
-    with socket.socket(socket.AF_UNIX) as role:
-        role.connect(host.unix_socket)
-        role.sendall(f"CLIENT SETNAME {ROLE_CLIENT_NAME}\r\n".encode())
-        assert role.recv(100) == b"+OK\r\n"
+    host.introduce(link, tells=tells)
+    with Role(host) as connection:
+        role = connection.sock
         host.asked(link, 1, do="arm", until=clock() + 60)
+        assert not tells or link.send({"do": "lift", "over": connection.number})
         os.kill(host.pid, signal.SIGSTOP)
         role.setblocking(False)
         sent = 0
@@ -253,6 +275,74 @@ def test_what_a_role_connection_has_not_been_read_of_is_never_executed(host: Hos
     assert sent > 10
     assert host.fence() == FENCED
     assert host.alive()
+
+
+MANY = 10_000
+IDLE = """
+    import socket, sys
+    count, path = int(sys.argv[2]), sys.argv[1]
+    open_ = []
+    for _ in range(count):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(path)
+        open_.append(sock)
+    for sock in open_:
+        sock.sendall(b"PING\\r\\n")
+    for sock in open_:
+        assert sock.recv(10) == b"+PONG\\r\\n"
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def idle_clients(host: Host, count: int) -> Iterator[None]:
+    """So many connections that do nothing, of a process that has the descriptors for them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < count + 100:
+        pytest.skip(f"needs {count + 100} descriptors, and may have {hard}")
+    command = ["sh", "-c", f'ulimit -n {count + 100}; exec "$@"', "sh", sys.executable, "-c", textwrap.dedent(IDLE)]
+    with subprocess.Popen(
+        [*command, host.unix_socket, str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "open\n"
+            yield
+        finally:
+            process.stdin.close()
+
+
+def test_ten_thousand_clients_cost_no_redis(tmp_path: Path) -> None:
+    """Line 6: what confirms the fence in time is not killed because the list of its clients takes longer. Still a
+    late command is not executed, and all role connections are closed.
+
+    # case C3, D3
+    """
+    with Host(tmp_path, f"maxclients {MANY + 100}") as host:
+        link = host.launch()
+        host.introduce(link)
+        with idle_clients(host, MANY), Role(host) as lifter, Role(host) as other:
+            begun = clock()
+            assert len(host.client().execute_command("CLIENT LIST")) >= MANY
+            measured("a list of all clients", f"{(clock() - begun) * 1000:.0f} ms")
+            host.asked(link, 1, do="arm", until=clock() + 60)
+            assert link.send({"do": "lift", "over": lifter.number})
+            os.kill(host.pid, signal.SIGSTOP)
+            for role in (lifter, other):
+                role.sock.sendall(b"PING\r\n" * 1000)
+            lifter.sock.sendall(b"CONFIG SET min-replicas-to-write 0\r\n")
+            link.hang_up()
+            os.kill(host.pid, signal.SIGCONT)
+            wait_for(lambda: host.fence() == FENCED, 1.0, "Redis is fenced", pause_s=0.001)
+            wait_for(lambda: not host.named(ROLE_CLIENT_NAME), 5.0, "all role connections are closed")
+            assert host.fence() == FENCED
+            assert host.alive()
+            again = host.connect()
+            line = host.hear(again, "out")["lines"][-1]
+            assert line.startswith("guard: fenced redis-server in ")
+            measured(f"the fence, with {MANY} clients", line)
 
 
 def test_a_redis_that_does_not_confirm_is_killed_with_its_group(tmp_path: Path) -> None:

@@ -85,10 +85,10 @@ class Host:
         """The message that tells the guard how to reach Redis."""
         return {"do": "keep", "note": "a note", "socket": self.unix_socket, "user": "", "password": password}
 
-    def introduce(self, link: GuardLink) -> None:
+    def introduce(self, link: GuardLink, *, tells: bool = True) -> None:
         """Wait for Redis, tell the guard of it, and wait until it is connected."""
         wait_for(self.answers, LIMIT_S, "Redis answers")
-        assert link.send(self.credentials())
+        assert link.send({**self.credentials(), "tells": tells})
         wait_for(lambda: self.named(GUARD_CLIENT_NAME), LIMIT_S, "the guard is connected")
 
     def client(self) -> Any:
