@@ -361,7 +361,7 @@ def test_a_lost_reply_to_taking_back_is_looked_up_first(committed: bool) -> None
 @pytest.mark.parametrize("outcome", ["committed", "lost", "committed, reply lost", "too late"])
 def test_a_second_sigterm_while_taking_back(outcome: str) -> None:
     """Our swap is on its way. Whatever becomes of it, `leader` goes in one transaction with the final position, and
-    nothing is promoted or lifted. Cases E3, E8.
+    nothing is promoted or lifted. Cases E3, E5.
     """
     driver = offered(leading_ordered())
     driver.wait(driver.core.settings.designation_s)
@@ -715,3 +715,63 @@ def test_successors_that_leave_are_not_waited_for() -> None:
     driver.settle_but(CatchUp, Probe, StopRedis)
     assert driver.state == machine.STOPPING_REDIS
     assert [dict(line.fields)["trigger"] for line in driver.log if line.event == "transition"].count("yield_over") == 1
+
+
+# --- versions of Redis ----------------------------------------------------------------------------------------------
+
+
+def versions(driver: Driver, m2: str, m3: str, **changes: Any) -> None:
+    """What the Redis of each is, as its presence says."""
+    for name, version in (("m2", m2), ("m3", m3)):
+        told = presence(name, intact=True, role="replica", redis_version=version, **changes)
+        driver.put(PATHS.presence(name), told, owner=900)
+    ordered(driver)
+    driver.settle_but(CatchUp, Probe)
+
+
+def test_a_newer_member_is_not_handed_to_while_an_older_one_follows() -> None:
+    """A full resync from the newer would leave the older empty: the older one takes over, and an order that wants the
+    newer one is refused with what to do first. Case E6.
+    """
+    driver = leading()
+    versions(driver, "7.2.4", "7.0.15")
+    assert [name for name, _ in driver.take(CatchUp).successors] == ["m3"]
+    reason = driver.core.unfitness("m2")
+    assert reason == "m2 runs Redis 7.2.4, whose RDB m3, with Redis 7.0.15, could not load: upgrade m3 first"
+
+
+def test_the_leader_is_upgraded_last() -> None:
+    """All followers are new, and the leader hands over to one of them, although it could not load its RDB. Case E6."""
+    driver = leading()
+    versions(driver, "8.0.1", "8.0.1")
+    assert driver.core.redis.info is not None
+    assert driver.core.redis.info.version == "7.0.15"
+    assert {name for name, _ in driver.take(CatchUp).successors} == {"m2", "m3"}
+
+
+@pytest.mark.parametrize("gone", ["agent", "redis"])
+def test_an_older_member_that_is_not_there_is_in_nobodys_way(gone: str) -> None:
+    """The newer one is the only one left. Case E6."""
+    driver = leading()
+    driver.put(PATHS.presence("m2"), presence("m2", intact=True, redis_version="valkey 9.0.0"), owner=900)
+    if gone == "agent":
+        driver.remove(PATHS.presence("m3"))
+    else:
+        driver.put(PATHS.presence("m3"), presence("m3", redis_up=False, redis_version="valkey 8.1.0"), owner=900)
+    ordered(driver)
+    driver.settle_but(CatchUp, Probe)
+    assert [name for name, _ in driver.take(CatchUp).successors] == ["m2"]
+
+
+def test_who_leaves_hands_over_to_whoever_there_is() -> None:
+    """The only older follower lags far behind: the newer one is still better than no leader at all. Case E6."""
+    driver = leading()
+    links = (ReplicaLink(ADDRESSES["m2"], True, driver.info.offset_bytes),)
+    driver.info = replace(driver.info, replicas=links)
+    driver.put(PATHS.presence("m2"), presence("m2", intact=True, redis_version="7.2.4"), owner=900)
+    driver.put(PATHS.presence("m3"), presence("m3", redis_version="7.0.15"), owner=900)
+    driver.wait(0.5)
+    driver.settle()
+    driver.step(StopRequested())
+    driver.settle_but(CatchUp, Probe)
+    assert "m2" in [name for name, _ in driver.take(CatchUp).successors]

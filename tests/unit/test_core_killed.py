@@ -149,7 +149,7 @@ def departing() -> Driver:
 
 
 def test_one_that_resigns_gives_up_leader_with_the_kill() -> None:
-    """It has no other timer, and its heartbeats would keep `leader` for ever. Case E8."""
+    """It has no other timer, and its heartbeats would keep `leader` for ever. Case E5."""
     driver = departing()
     driver.fail(driver.take(Freeze), unknown=True)
     driver.settle_but(*MUTE)
@@ -159,7 +159,7 @@ def test_one_that_resigns_gives_up_leader_with_the_kill() -> None:
 
 
 def test_one_that_leaves_does_not_wait_for_the_end_of_what_it_killed() -> None:
-    """After a while it takes back its presence and exits; its end is the kernel's affair. Case E8."""
+    """After a while it takes back its presence and exits; its end is the kernel's affair. Case E5."""
     driver = departing()
     driver.fail(driver.take(Freeze), unknown=True)
     for _ in range(12):
@@ -172,7 +172,7 @@ def test_one_that_leaves_does_not_wait_for_the_end_of_what_it_killed() -> None:
 
 
 def test_one_that_does_not_stop_is_killed_and_left() -> None:
-    """Stopping is bounded by itself, whatever becomes of what was ordered. Case E8."""
+    """Stopping is bounded by itself, whatever becomes of what was ordered. Case E5."""
     driver = follower(stop_redis_s=3.0)
     driver.step(StopRequested())
     driver.settle_but(*MUTE)
@@ -185,7 +185,7 @@ def test_one_that_does_not_stop_is_killed_and_left() -> None:
 
 
 def test_stopping_with_leader_still_ours_gives_it_up_with_the_kill() -> None:
-    """The fence was not confirmed: what is killed is fenced, so nobody need wait. Case E8."""
+    """The fence was not confirmed: what is killed is fenced, so nobody need wait. Case E5."""
     driver = offered(departing_offered())
     driver.step(StopRequested())
     assert driver.state == machine.RESIGNING

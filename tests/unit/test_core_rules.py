@@ -78,7 +78,7 @@ def test_only_the_process_that_voted_is_promoted() -> None:
 
 def test_a_resumed_leader_lifts_its_fence_behind_the_guards_word_whatever_is_heard_before() -> None:
     """It had lost its followers when its lease ended, and a heartbeat is committed before the guard has answered:
-    nothing is lifted for that, and the real lift is not skipped. Cases A1, C5.
+    nothing is lifted for that, and the real lift is not skipped. Cases A2, C5.
     """
     driver = serving()
     driver.info = replace(driver.info, replicas=(ReplicaLink(ADDRESSES["m3"], True, driver.info.offset_bytes),))
@@ -117,7 +117,7 @@ def test_a_resumed_leader_lifts_its_fence_behind_the_guards_word_whatever_is_hea
 
 def test_a_session_timeout_that_leaves_too_little_lease_is_refused() -> None:
     """Asked for 6 s, granted 3: the leader would fence again and again. The agent ends, with the sum in the message.
-    Case A8.
+    Case A1.
     """
     driver = Driver(tick_s=0.5, heartbeat_s=0.9)
     driver.timeout_s = 3.0

@@ -19,7 +19,7 @@ MAX_FUNCTION_LINES = 70
 
 # A module may import modules of its own layer and of those above it in this list, not of those below.
 LAYERS = (
-    {"replication", "lease"},
+    {"replication", "rdb_format", "lease"},
     {"ballots", "electability", "election"},
     {"znodes", "messages", "state_record"},
     {"machine"},
@@ -35,6 +35,7 @@ LAYERS = (
 )
 PURE = {
     "replication",
+    "rdb_format",
     "lease",
     "ballots",
     "electability",

@@ -29,6 +29,7 @@ from redis_agent.messages import (
     PauseWrites,
     Put,
 )
+from redis_agent.rdb_format import can_load
 from redis_agent.replication import Position, RedisInfo
 from redis_agent.znodes import Leader, LeaderPhase, encode
 
@@ -40,6 +41,11 @@ TAKEN_BACK = "taken back"
 """The reason of an epoch that the old leader claimed for itself because its successor did not come."""
 RETRY_SICK_S = 30.0
 STALE_S = 1.0
+
+
+def _product(version: str) -> str:
+    """As people say it."""
+    return version.capitalize() if version.startswith("valkey") else f"Redis {version}"
 
 
 @dataclass(slots=True)
@@ -85,6 +91,26 @@ class Handover(Takeover):
         behind_bytes = info.offset_bytes - link.offset_bytes if info else 0
         if behind_bytes > view.config.max_lag_bytes:
             return f"{name} is {behind_bytes} bytes behind, more than max_lag_bytes = {view.config.max_lag_bytes}"
+        return self._unreadable_to_others(name, presence.redis_version)
+
+    def _unreadable_to_others(self, name: str, version: str) -> str:
+        """Who could not load what this member would send in a full resync, in a few words; empty if there is nobody.
+
+        A replica of an older version that needs one throws its data away and then fails to load what replaces them. So
+        while others are live that cannot read its RDB, a newer member is not handed to: an upgrade goes from follower
+        to follower, and to the leader last. Ourselves are not counted: the leader that is upgraded last hands over to
+        a newer one, rejoins it by a partial resync, and is restarted anyway. Those who are fit read each other's RDB,
+        so among them the version need not rank.
+        """
+        for other in sorted(self.view.config.voters):
+            live = self.view.presences.get(other)
+            if other in (name, self.settings.name) or live is None or not live.redis_up:
+                continue
+            if not can_load(live.redis_version, version):
+                return (
+                    f"{name} runs {_product(version)}, whose RDB {other}, with {_product(live.redis_version)}, could "
+                    f"not load: upgrade {other} first"
+                )
         return ""
 
     def fit_successors(self) -> tuple[str, ...]:
