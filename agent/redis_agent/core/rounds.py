@@ -54,10 +54,9 @@ class Rounds(RedisCare):
         redis = self.redis
         if info is None or request != self.freeze_request:
             return  # An earlier freeze: what was ordered since may have moved the position.
-        self.observe(info)
+        self.observe(info)  # What is still being loaded is not intact.
         self.round.evidence = info
-        whole = not info.loading and not self._emptied(info)
-        if not whole:
+        if self._emptied(info):
             self.not_intact("a full resync was broken off")
         self.round.intact = redis.intact
         self.remember_position(info)
