@@ -16,6 +16,7 @@ _VETO = ("writes-need-replicas",)
 _CORE = "tests/unit/test_core_"
 _LEADER, _MEMBER, _HANDING = f"{_CORE}leader.py::", f"{_CORE}member.py::", f"{_CORE}handover.py::"
 _GUARD, _REPAIR = f"{_CORE}guard.py::", f"{_CORE}repair.py::"
+_SINGLE, _DEPTH = f"{_CORE}rules.py::", f"{_CORE}depth.py::"
 _ELECTION, _REPLICATION = "tests/unit/test_election.py::", "tests/unit/test_replication.py::"
 _SCENARIOS, _RULES = "tests/sim/test_scenarios.py::", "tests/sim/test_rules.py::"
 _HANG, _OVER = "tests/sim/test_guarded.py::", "tests/sim/test_handover.py::"
@@ -110,31 +111,30 @@ _HOW: dict[str, dict[str, Any]] = {
         "tests/contract/test_redis_contract.py::test_a_frozen_primary_is_a_replica_at_its_own_position[simulated]"
     ),
     "promise-survives-restart": _test(f"{_MEMBER}test_a_promised_round_is_honoured"),
-    "lease-stamp": _test(f"{_CORE}rules.py::test_the_lease_counts_from_when_a_heartbeat_was_sent"),
-    "lease-before-event": _test(f"{_CORE}rules.py::test_what_is_heard_after_the_end_of_the_lease_lifts_nothing"),
-    "serve-checks-ledger": _test(f"{_CORE}rules.py::test_serving_insists_on_the_ledger"),
-    "promote-the-voter": _test(f"{_CORE}rules.py::test_only_the_process_that_voted_is_promoted"),
+    "lease-stamp": _test(f"{_SINGLE}test_the_lease_counts_from_when_a_heartbeat_was_sent"),
+    "lease-before-event": _test(f"{_SINGLE}test_what_is_heard_after_the_end_of_the_lease_lifts_nothing"),
+    "serve-checks-ledger": _test(f"{_SINGLE}test_serving_insists_on_the_ledger"),
+    "promote-the-voter": _test(f"{_SINGLE}test_only_the_process_that_voted_is_promoted"),
+    "read-order": _test(f"{_DEPTH}test_a_claim_between_two_reads_is_no_vacancy"),
+    "leader-by-guid": _test(f"{_DEPTH}test_a_leader_of_our_name_is_not_ours"),
+    "resume-same-redis": _test(f"{_DEPTH}test_a_leader_whose_redis_was_exchanged_does_not_resume"),
+    "intact-proof-per-link": _test(f"{_DEPTH}test_a_broken_link_needs_another_proof"),
+    "intact-full-resync": _test(f"{_DEPTH}test_a_full_resync_ends_being_intact"),
+    "freeze-latest": _test(f"{_DEPTH}test_only_the_latest_freeze_is_evidence"),
+    "thawed": _test(f"{_DEPTH}test_a_frozen_member_that_was_repointed_votes_anew"),
+    "own-ballot-as-sent": _test(f"{_DEPTH}test_a_claim_starts_where_our_own_redis_is"),
+    "lease-writes-only": _test(f"{_DEPTH}test_reads_prove_no_session"),
+    "resign-behind-freeze": _test(f"{_DEPTH}test_who_stops_gives_up_leader_behind_its_fence"),
+    "handover-promise": _test(f"{_DEPTH}test_a_successor_that_may_not_lead_does_not_take_the_epoch[promised]"),
+    "unguarded-successor": _test(f"{_DEPTH}test_a_successor_that_may_not_lead_does_not_take_the_epoch[unguarded]"),
+    "stale-probes": _test(f"{_DEPTH}test_a_probe_from_before_a_role_command_is_no_drift"),
 }
 
 _SPARED: dict[str, str] = {
-    "read-order": "every decision is made by a write that checks the ledger's version",
-    "leader-by-guid": "an earlier session's `leader` goes in the transaction that joins; one name is one host (O1)",
-    "resume-same-redis": "a Redis that died resigns at once, and a changed replid makes its leader unfit",
-    "intact-proof-per-link": "the proof names the epoch and the replid, and Redis keeps its data when a link breaks",
-    "intact-full-resync": "a full resync comes from the serving leader, whose data are at least as new",
-    "intact-not-loading": "a Redis that loads refuses the freeze, and the ballot waits for that",
-    "freeze-latest": "one role command at a time, in order: an earlier freeze differs by what came between",
-    "thawed": "a follower that a hand points elsewhere keeps its position, and replicates from nobody of the cluster",
-    "own-ballot-as-sent": "a ballot is cast anew for each round, and read again behind its answer",
-    "lease-writes-only": "reads that decide are preceded by sync, and a tick lies between proof and lease",
     "boots-fenced": "it boots as a replica, and each role command fences; what is left is a hand that promotes it",
     "attach-fences": "an armed guard has fenced when the last life ended",
     "late-role-commands": "each command is ordered again, or Redis is killed, where its outcome is unknown",
     "late-commands-of-last-life": "the guard closes the dead agent's connection before it fences",
-    "resign-behind-freeze": "what stops is fenced first, in the same order of commands",
-    "handover-promise": "the ballot of the later round checks the ledger, which the swap moves on",
-    "unguarded-successor": "the fence is not lifted without the guard's word",
-    "stale-probes": "a wrong sight of the role is put right by the next probe",
 }
 """Not caught yet, and what is believed to stand behind each rule. Kept as defence in depth; ``--spared`` runs them."""
 

@@ -282,18 +282,6 @@ ELECTION: tuple[Mutant, ...] = (
         ),
     ),
     Mutant(
-        "intact-not-loading",
-        "what is still being loaded at the freeze is not intact",
-        "4",
-        (
-            Edit(
-                CORE + "rounds.py",
-                "whole = not info.loading and not self._emptied(info)",
-                "whole = not self._emptied(info)",
-            ),
-        ),
-    ),
-    Mutant(
         "emptied-by-resync",
         "a full resync that could not be loaded leaves an empty Redis with its old replid and offset",
         "4",

@@ -179,7 +179,8 @@ def record(outcome: Outcome) -> None:
     """Keep what was found, in the order of the list; what was not tried now stays as it was."""
     known, name = recorded(), outcome.mutant.name
     known[name] = known.get(name, {}) | outcome.record()
-    kept = {mutant.name: known[mutant.name] for mutant in MUTANTS if mutant.name in known}
+    listed = [mutant.name for mutant in MUTANTS if mutant.name in known]
+    kept = {each: known[each] for each in dict.fromkeys((*listed, *known))}
     RECORD.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
