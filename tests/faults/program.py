@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import random
 import shutil
 import sys
@@ -168,6 +169,7 @@ def numbers(run: Run) -> dict[str, object]:
                 "persistence": outcome.persistence,
                 "faults": told_faults(outcome),
                 "converged_s": outcome.converged_s,
+                "redis_began_anew": outcome.restarted,
                 "outage_s": outcome.report.outage_ns / 1e9,
                 "availability": outcome.report.availability,
                 "writes": dataclasses.asdict(outcome.report.total),
@@ -309,9 +311,10 @@ def publish(run: Run, page: Path, minutes: float) -> None:
     shutil.copyfile(run.directory / "timeline.svg", picture)
     told = numbers(run)
     del told["per_round"]
-    told |= {"date": time.strftime("%Y-%m-%d"), "minutes": minutes}
+    told |= {"date": time.strftime("%Y-%m-%d"), "minutes": minutes, "load_average": round(os.getloadavg()[2], 1)}
     alt = "Each member's role and the writes that it acknowledged, with the faults below, over the whole run"
-    head = f"A run of {minutes:g} minutes, {told['date']}.\n\n![{alt}](images/{picture.name})\n"
+    busy = f"load average of the machine, the bed included: {told['load_average']}"
+    head = f"A run of {minutes:g} minutes, {told['date']}; {busy}.\n\n![{alt}](images/{picture.name})\n"
     replace_section(page, "faults", head + summary(run))
     RECORD.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 

@@ -87,6 +87,27 @@ def test_an_empty_primary_wipes_nobody(bedded: Bedded, rounds: Rounds) -> None:
     assert outcome.report.total.confirmed > 0
 
 
+def test_a_continued_host_is_reported_apart(bedded: Bedded, rounds: Rounds) -> None:
+    """The leader's host stands still past its lease, and its sockets fill. Whatever it makes of that when it goes on is
+    over at once, and nothing of it is confirmed.
+
+    # case C6
+    """
+    cluster, _ = bedded
+    leader = cluster.nodes[cluster.wait_settled().name]
+    planned = Plan(victim=leader.name, faults=[Planned(BY_NAME["host-freeze"], leader.name, 0.0, 6.0)])
+    outcome = rounds.run(11, planned, random.Random(1))
+    (fault,) = outcome.faults
+    assert outcome.history is not None
+    waiting = [
+        entry
+        for entry in history.read([outcome.history])
+        if entry.node == leader.node and fault.held_from < entry.t0 < fault.held_until
+    ]
+    assert len(waiting) > MANY
+    assert (outcome.report.violations, outcome.report.dual_ms, outcome.report.residue_confirmed) == ([], 0, 0)
+
+
 def test_everybody_loses_power(bedded: Bedded, tmp_path: Path) -> None:
     """At once, and back in any order: everything that was written is there, on every node (AOF)."""
     # cases B10 H4
