@@ -6,10 +6,12 @@ import os
 import shutil
 import stat
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from redis_agent import redis_conf
 from redis_agent.config import ConfigError, Settings
+from redis_agent.config_mounts import Mount, is_shared, mount_of, mounts
 from redis_agent.redis_conf import LaunchRefused, RedisSettings
 from redis_agent.replication import Address
 
@@ -23,7 +25,7 @@ def check_host(settings: Settings, source: str) -> list[str]:
         Warnings: secrets that others can read.
 
     Raises:
-        ConfigError: a path is missing, unreadable or not writable.
+        ConfigError: a path is missing, unreadable or not writable, or the lock would be on a network file system.
     """
     redis = settings.redis
     if find_binary(redis.binary) is None:
@@ -35,6 +37,7 @@ def check_host(settings: Settings, source: str) -> list[str]:
         raise ConfigError(source, "[redis] conf", f"{redis.conf} {problem}", "give the path of your redis.conf")
     for key in ("state_dir", "run_dir"):
         _check_directory(getattr(settings.agent, key), f"[agent] {key}", source, make=True)
+    check_local(settings.agent.state_dir, "[agent] state_dir", source, mounts())
     _check_launch(settings, source)
     zookeeper_auth(settings, source)
     warnings = []
@@ -110,6 +113,28 @@ def zookeeper_auth(settings: Settings, source: str = "configuration") -> tuple[t
 def find_binary(name: str) -> str | None:
     """The path of a program in PATH, or beside our own interpreter; None if there is none."""
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.prefix) / "bin"))
+
+
+def check_local(name: str, key: str, source: str, table: Iterable[Mount]) -> None:
+    """The lock in a directory tells that no other agent of this name lives: not so if another host has the directory.
+
+    Args:
+        name: the directory.
+        key: its name in the configuration.
+        source: the configuration file, for messages.
+        table: of the mounts.
+
+    Raises:
+        ConfigError: other hosts may share it.
+    """
+    mount = mount_of(Path(name).resolve(), table)
+    if mount is not None and is_shared(mount.kind):
+        raise ConfigError(
+            source,
+            key,
+            f"{name} is on a network file system ({mount.kind} at {mount.point}), where its lock proves nothing",
+            "choose a directory on a local disk",
+        )
 
 
 def _check_directory(name: str, key: str, source: str, *, make: bool = False) -> None:
