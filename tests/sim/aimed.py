@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from redis_agent.znodes import LeaderPhase, decode_leader
 from tests.sim.faults import Faults
 from tests.sim.world import both
 
@@ -26,8 +27,11 @@ class Aimed(Faults):
     def __init__(self, cluster: Cluster, *, long_pauses: bool) -> None:
         super().__init__(cluster, long_pauses=long_pauses)
         self.snares = 0
+        self.cradles = 0
+        self._grown_up_at = 0.0
         self._watched = (cluster.leader_path, cluster.paths.epoch, cluster.paths.ballots + "/")
         cluster.ensemble.on_commit.append(self._step)
+        cluster.ensemble.on_commit.append(self._born)
 
     def aimed(self) -> dict[str, Callable[[], None]]:
         return {
@@ -39,6 +43,7 @@ class Aimed(Faults):
             "lone leader": self.lone_leader,
             "leader out of reach": self.leader_out_of_reach,
             "late replies": self.late_replies,
+            "young leader": self.young_leader,
         }
 
     def _leader(self) -> Member | None:
@@ -125,6 +130,45 @@ class Aimed(Faults):
         if conns and self.world.chance(0.8):
             self.cut_server(conns[0].server, for_s)
         self.cut_zookeeper(leader, for_s)
+
+    def young_leader(self) -> None:
+        """Every agent is started again, and whoever leads then is out of reach within the first tick of its session.
+
+        Its creation is the only proof that the lease has, and the last that the ensemble's leader has heard of it.
+        """
+        if self.world.now < self._grown_up_at:
+            return  # the last one shall not be spared its end
+        self._grown_up_at = self.world.now + 12.0
+        self.cradles = 1
+        for member in self.cluster.members.values():
+            self.crash_agent(member, self.world.uniform(0.05, 0.4))
+
+    def _born(self, txn: Txn) -> None:
+        for change in txn.changes if self.cradles and not self.over else ():
+            if change.path == self.cluster.leader_path and change.new is not None:
+                leader = decode_leader(change.new.data)
+                if leader.phase == LeaderPhase.SERVING:
+                    self.cradles -= 1
+                    self.world.after(
+                        self.world.uniform(0.0, 0.05), self._out_of_reach, self.cluster.members[leader.name]
+                    )
+
+    def _out_of_reach(self, member: Member) -> None:
+        """Mostly nobody but the guard is left to fence it, or nobody but the agent."""
+        agent = member.agent
+        if self.over or agent is None:
+            return
+        conns = [session.conn for session in agent._sessions.values() if session.conn is not None]
+        for conn in conns:
+            self.cut_server(conn.server, 10.0)
+        self.cut_zookeeper(member, 10.0)
+        dice = self.world.rng.random()
+        if dice < 0.6:
+            self.pause_agent(member, 10.0)
+        elif dice < 0.8:
+            self.stop_guard(member, 10.0)
+        if self.world.chance(0.3):
+            self.hang_redis(member, 10.0)
 
     def late_replies(self) -> None:
         """What the leader hears of ZooKeeper is late, and then it hears nothing any more."""
