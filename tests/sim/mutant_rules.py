@@ -52,7 +52,6 @@ _HOW: dict[str, dict[str, Any]] = {
     "guard-deadline": _seeds("pause agent", "freeze some"),
     "guard-kills-redis": _seeds("freeze some", "freeze host"),
     "guard-fences-on-death": _seeds("crash agent"),
-    "resign-behind-freeze": _seeds("hang redis", "stop agent"),
     # --- found by a directed test of the simulator ---
     "served-replid": _test(f"{_SCENARIOS}test_a_leader_whose_replid_changes_fences"),
     "freeze": _test(f"{_RULES}test_who_has_voted_acknowledges_nothing_more"),
@@ -125,7 +124,8 @@ _HOW: dict[str, dict[str, Any]] = {
     "thawed": _test(f"{_DEPTH}test_a_frozen_member_that_was_repointed_votes_anew"),
     "own-ballot-as-sent": _test(f"{_DEPTH}test_a_claim_starts_where_our_own_redis_is"),
     "lease-writes-only": _test(f"{_DEPTH}test_reads_prove_no_session"),
-    "resign-behind-freeze": _test(f"{_DEPTH}test_who_stops_gives_up_leader_behind_its_fence"),
+    "resign-behind-freeze": _seeds("hang redis", "stop agent")
+    | _test(f"{_DEPTH}test_who_stops_gives_up_leader_behind_its_fence"),
     "handover-promise": _test(f"{_DEPTH}test_a_successor_that_may_not_lead_does_not_take_the_epoch[promised]"),
     "unguarded-successor": _test(f"{_DEPTH}test_a_successor_that_may_not_lead_does_not_take_the_epoch[unguarded]"),
     "stale-probes": _test(f"{_DEPTH}test_a_probe_from_before_a_role_command_is_no_drift"),
