@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from math import inf
 from pathlib import Path
 
 from msgspec import structs
@@ -46,6 +47,7 @@ from redis_agent.process_host import end_process, is_alive
 from redis_agent.redis_adapter import RedisAdapter
 from redis_agent.redis_conf import LaunchRefused
 from redis_agent.replication import NOWHERE
+from redis_agent.runtime_init import Init
 from redis_agent.state_file import LockHeld, StateFile, acquire_lock, load
 
 BROKEN_INVARIANT = 70
@@ -138,10 +140,13 @@ class _Agent:
         self._redis = RedisAdapter(redis, post=post, clock=boottime_s, on_output=_tell_redis_line)
         self._state_path = state_path
         self._state_file = StateFile(state_path, post)
+        self._init = Init(os.environ, os.getpid())
         self._wall_offset_s = 0.0
         self._ending: Ending | None = None
 
     def run(self) -> Ending:
+        # After an upgrade init has been waiting since our last life's latest sign.
+        self._init.beat(boottime_s())
         try:
             started = self._recover()
             self._redis.check()
@@ -187,6 +192,7 @@ class _Agent:
     def _loop(self, started: Started) -> Ending:
         event: Event = started
         while self._ending is None:
+            self._init.beat(boottime_s())
             self._step(event)
             if self._ending is None:
                 event = self._next()
@@ -212,8 +218,8 @@ class _Agent:
             self._step(ClockSet(offset_s))
 
     def _next(self) -> Event:
-        deadline = self._core.next_deadline()
-        timeout_s = None if deadline is None else max(0.0, deadline - boottime_s())
+        deadline = min(self._core.next_deadline() or inf, self._init.due)
+        timeout_s = None if deadline == inf else max(0.0, deadline - boottime_s())
         # Only here are signals let in, and so by this thread alone: what our threads take over an upgrade is lost.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
@@ -256,7 +262,7 @@ class _Agent:
             case SaveState():
                 self._state_file.execute(command)
             case Ready():
-                _notify(f"READY=1\nSTATUS={command.status}")
+                self._init.ready(command.status)
             case Exit():
                 self._ending = Ending(command.code, command.again, command.stop)
             case _:
@@ -274,15 +280,3 @@ def _own_version() -> str:
         return version("redis-agent")
     except PackageNotFoundError:
         return "unknown"
-
-
-def _notify(text: str) -> None:
-    """Tell systemd, if it asked to be told (sd_notify)."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if not path:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.sendto(text.encode(), "\0" + path[1:] if path.startswith("@") else path)
-        except OSError as error:
-            logs.event("warning", "notify_failed", problem=str(error))

@@ -288,11 +288,18 @@ def test_a_killed_redis_takes_its_saving_child_along(tmp_path: Path) -> None:
 
 
 def test_init_is_answered_by_the_agent_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis does not get the socket by which the agent tells init that it is ready."""
+    """Neither Redis nor the guard gets the socket by which the agent tells init that it is ready, and lives."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
     with LocalRedis(tmp_path, "supervised auto") as local:
         up = local.start()
-        assert "NOTIFY_SOCKET" not in Path(f"/proc/{up.pid}/environ").read_text(encoding="utf-8")
+        guard = psutil.Process(up.pid).parent()
+        assert guard is not None
+        for pid in (up.pid, guard.pid):
+            environ = Path(f"/proc/{pid}/environ").read_text(encoding="utf-8")
+            assert "NOTIFY_SOCKET" not in environ
+            assert "WATCHDOG" not in environ
 
 
 def test_a_predecessors_redis_is_ended_only_if_it_is_the_recorded_one(tmp_path: Path) -> None:

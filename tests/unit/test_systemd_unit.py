@@ -6,13 +6,15 @@ import re
 import shlex
 import shutil
 import subprocess
+from math import inf
 from pathlib import Path
 
 import pytest
 
-from redis_agent import guard
+from redis_agent import guard, guard_link, redis_adapter, runtime
 from redis_agent.cli.main import main
-from redis_agent.config import Timing
+from redis_agent.config import Timing, ZooKeeper
+from redis_agent.runtime_init import Init, watchdog_s
 
 UNIT = Path(__file__).resolve().parents[2] / "systemd" / "redis-agent@.service"
 
@@ -57,6 +59,41 @@ def test_the_guard_may_have_its_priority() -> None:
     assert int(directive("LimitRTPRIO")) >= 1
     assert int(directive("LimitNICE")) <= guard.NICE
     assert "RestrictRealtime" not in re.sub(r"^#.*$", "", UNIT.read_text(), flags=re.MULTILINE)
+
+
+def test_a_hung_agent_is_started_again() -> None:
+    """Later than its guard has ended a leader's, and than whatever holds the agent up when it starts: behind an upgrade
+    nobody tells init anything until then. A stopped process takes no other signal than SIGKILL.
+    """
+    allowed_s, timing = float(directive("WatchdogSec")), Timing()
+    lease_s = ZooKeeper(hosts="zk1:2181").session_timeout_s
+    held_up_s = runtime.OLD_REDIS_LIMIT_S + guard_link.GREETING_LIMIT_S + 2 * redis_adapter.JOIN_LIMIT_S
+    assert allowed_s >= held_up_s + 10
+    assert allowed_s > lease_s + timing.fence_budget_s
+    assert allowed_s > timing.hang_s + timing.handover_s
+    assert directive("WatchdogSignal") == "SIGKILL"
+    assert directive("Type") == "notify"
+
+
+@pytest.mark.parametrize(
+    ("environ", "allowed_s"),
+    [
+        ({}, inf),
+        ({"WATCHDOG_USEC": "30000000"}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "7"}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "8"}, inf),
+        ({"WATCHDOG_USEC": "0"}, inf),
+        ({"WATCHDOG_USEC": "soon"}, inf),
+    ],
+)
+def test_whom_init_watches(environ: dict[str, str], allowed_s: float) -> None:
+    """Us, if it says so, and names nobody else; a process that it does not watch tells it nothing."""
+    assert watchdog_s(environ, pid=7) == allowed_s
+    init = Init({"NOTIFY_SOCKET": "/nowhere", **environ}, pid=7)
+    assert (init.due == inf) == (allowed_s == inf)
+    init.beat(100.0)
+    assert init.due - 100.0 <= allowed_s / 2
+    assert Init(environ, pid=7).due == inf
 
 
 def test_the_command_is_one_that_we_understand(capsys: pytest.CaptureFixture[str]) -> None:
