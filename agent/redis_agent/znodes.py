@@ -68,6 +68,9 @@ class ClusterConfig:
     voters: tuple[str, ...] = ()
     max_lag_bytes: int = 1 << 20
     keep: str = ""
+    """Whose data a new cluster starts with."""
+    discard: str = ""
+    """Run id of a redis-server whose data, of unknown lineage, an operator gave up: they may be replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

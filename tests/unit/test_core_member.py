@@ -32,6 +32,7 @@ from redis_agent.messages import (
     RemoteProbed,
     RoleDone,
     SaveState,
+    SaveTail,
     ScriptKill,
     SessionClosed,
     SessionExpired,
@@ -353,6 +354,54 @@ def test_unknown_data_are_not_overwritten(late_redis: bool) -> None:
     assert not driver.find(Follow)
     assert "unknown lineage" in driver.core.reason
     assert driver.info.keys == 7
+
+
+def stranger() -> Driver:
+    """m1 comes with data of unknown lineage to a cluster that m2 leads."""
+    driver = cluster(Driver(), "m2", "m3", epochs=ledger("m1", "m2"))
+    driver.put(PATHS.leader, leader("m2", 2), owner=900)
+    driver.start()
+    driver.session_up()
+    driver.redis_up(keys=7, replid="e" * 40, offset_bytes=77)
+    driver.settle_but(Follow, SaveTail)
+    return driver
+
+
+def gives_up(driver: Driver, run_id: str) -> None:
+    """An operator gives up the data of a process."""
+    known = decode_config(driver.tree[PATHS.config].data)
+    driver.put(PATHS.config, replace(known, discard=run_id))
+    driver.fire_watches()
+    driver.settle_but(Follow, SaveTail)
+
+
+def test_the_reason_names_the_command_that_gives_up_unknown_data() -> None:
+    """For this member. Case H2."""
+    assert "`redis-agent discard m1`" in stranger().core.reason
+
+
+def test_data_that_an_operator_gave_up_are_saved_and_replaced() -> None:
+    """Of this very process: first saved, then the leader is followed. Case H2."""
+    driver = stranger()
+    gives_up(driver, driver.info.run_id)
+    assert not driver.find(Follow)
+    saving = driver.take(SaveTail)
+    assert saving.name == f"discarded-{driver.info.run_id}"
+    driver.answer(saving)
+    assert driver.take(Follow).primary == ADDRESSES["m2"]
+    assert driver.state == machine.FOLLOWER
+
+
+def test_data_of_another_process_are_not_given_up() -> None:
+    """It was restarted meanwhile, with what is on its disk now: nothing is overwritten. Case H2."""
+    driver = stranger()
+    driver.step(RedisDied(1, -9, "", was_up=True, ordered=False))
+    driver.wait(1)
+    driver.redis_up(keys=9, replid="d" * 40)
+    gives_up(driver, "run-1")
+    assert driver.info.run_id == "run-2"
+    assert not driver.find(Follow)
+    assert not driver.find(SaveTail)
 
 
 @pytest.mark.parametrize(

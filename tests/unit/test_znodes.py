@@ -55,6 +55,7 @@ CONFIGS = st.builds(
     voters=st.lists(WORDS, max_size=5).map(tuple),
     max_lag_bytes=COUNTS,
     keep=WORDS,
+    discard=WORDS,
 )
 MEMBERS = st.builds(
     Member,

@@ -23,6 +23,7 @@ COMMANDS = {
     "status": ("redis_agent.cli.status", "show a cluster: who leads, who follows, and what is wrong"),
     "switchover": ("redis_agent.cli.switchover", "let another member lead, as planned: nothing is lost"),
     "keep": ("redis_agent.cli.keep", "choose whose data a new cluster starts with, if members hold unrelated ones"),
+    "discard": ("redis_agent.cli.discard", "let a member with data of unknown lineage follow, which replaces them"),
     "fsm": ("redis_agent.cli.fsm", "show the table of states that the agent is driven by"),
     "demo": (
         "redis_agent.demo",

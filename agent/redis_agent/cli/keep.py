@@ -90,8 +90,8 @@ def _keep(client: KazooClient, paths: znodes.Paths, member: str, limit_s: float)
         config, ledger = znodes.decode_config(config_data), znodes.decode_ledger(ledger_data)
         if not never_served(ledger):
             raise Refused(
-                f"cluster {paths.cluster} has had a leader (epoch {ledger.epoch}): its data are settled, and a member "
-                f"with other data is emptied by hand"
+                f"cluster {paths.cluster} has had a leader (epoch {ledger.epoch}): its data are settled; "
+                f"`redis-agent discard` gives up those of a member that has others"
             )
         _check_member(client, paths, config, member, wait)
         if config.keep == member:

@@ -7,6 +7,9 @@ from redis_agent.core.leaving import Leaving
 from redis_agent.election import quorum
 from redis_agent.znodes import Leader, LeaderPhase
 
+DISCARD_COMMAND = "redis-agent discard"
+"""How an operator allows it, before the member's name."""
+
 
 class Considering(Leaving):
     """Looks behind each event whether the view asks for a step; the table says which one it is."""
@@ -111,6 +114,7 @@ class Considering(Leaving):
         joining = self.state in (machine.CONNECTING, *machine.CANDIDATE, machine.FOLLOWER)
         if joining and self.redis.up and not self.knows_its_data():
             if self.redis.info is not None and not self.redis.info.loading:
-                self.reason = "this member's data set is of unknown lineage: not overwritten"
+                remedy = f"`{DISCARD_COMMAND} {self.settings.name}` gives it up, and lets this member follow"
+                self.reason = f"this member's data set is of unknown lineage: not overwritten; {remedy}"
             return
         self.fire("leader_serves")

@@ -174,6 +174,9 @@ class Following(Worth):
         if self.settings.keep_diverged <= 0 or info is None or info.keys == 0:
             return ""
         position = self.resolved(info) or self.recorded
+        if self.discarded and not self.redis.followed:
+            # Nobody else has any of it, and nothing says how old it is: it is never deleted to make room.
+            return f"discarded-{self.redis.run_id[:12]}"
         if position is None or position.epoch == 0:
             return ""
         branch = branch_bytes(self.view.ledger, self.epoch, position)

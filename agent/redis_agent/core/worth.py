@@ -162,9 +162,14 @@ class Worth(Sessions):
             return False
         if info.keys == 0 or redis.intact or self._was_pointed_here() or self.resolved(info) is not None:
             return True
-        if self._operator_gave_it_up():
+        if self._operator_gave_it_up() or self.discarded:
             return True
         return bool(config.cluster_id) and self.record.cluster_id == config.cluster_id
+
+    @property
+    def discarded(self) -> bool:
+        """An operator gave up the data of this very process. One that is started later was not meant."""
+        return bool(self.redis.run_id) and self.view.config.discard == self.redis.run_id
 
     def _was_pointed_here(self) -> bool:
         """It was told to follow in this life, which was decided then; of earlier ones only the state file can say."""
