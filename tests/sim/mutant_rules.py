@@ -81,6 +81,7 @@ _HOW: dict[str, dict[str, Any]] = {
     "claim-min-lease": _test(f"{_LEADER}test_a_claim_needs_some_lease"),
     "promote-not-after": _test(f"{_LEADER}test_promotion_is_bound_to_the_process_and_to_the_lease"),
     "lease-margin": _test("tests/unit/test_lease.py::test_the_creation_of_the_session_is_the_first_proof"),
+    "killed-resigns": _test("tests/unit/test_core_killed.py::test_a_serving_leader_resigns_with_the_kill"),
     "hard-fence": _test(f"{_LEADER}test_the_end_of_the_lease_fences_and_then_kills"),
     "guard-disarm-in-flight": _test(f"{_LEADER}test_a_fence_that_is_overtaken_by_the_lift_is_not_believed"),
     "lowered-behind-heartbeat": _test(f"{_REPAIR}test_it_is_lowered_behind_a_heartbeat_that_was_sent_after_the_loss"),

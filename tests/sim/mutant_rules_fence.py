@@ -141,6 +141,19 @@ FENCE: tuple[Mutant, ...] = (
         ),
     ),
     Mutant(
+        "killed-resigns",
+        "a leader resigns when its Redis is sent SIGKILL, whenever that dies",
+        "5",
+        (
+            Edit(
+                CORE + "base.py",
+                "        elif self.state in (*machine.CANDIDATE, *machine.OWNING):\n"
+                '            self.fire("redis_lost")\n',
+                "",
+            ),
+        ),
+    ),
+    Mutant(
         "late-role-commands",
         "after a timeout the old connection is killed before anything else is sent",
         "4",
