@@ -314,6 +314,28 @@ def test_a_stuck_handover_ends_by_itself() -> None:
     assert answered(driver).state == OrderState.FAILED
 
 
+def test_a_successor_that_cannot_be_asked_is_known_by_its_acknowledgement() -> None:
+    """Clients hold every slot of its Redis: ours is told once a second how far it is. Case D3."""
+    driver = leading(handover_s=5.0)
+    full = driver.info.replicas
+    driver.info = replace(driver.info, replicas=tuple(replace(link, offset_bytes=1) for link in full))
+    ordered(driver, to="m3")
+    driver.settle_but(CatchUp)
+    assert driver.state == machine.PAUSING
+    driver.info = replace(driver.info, replicas=full)
+    driver.wait(driver.core.settings.probe_s)
+    driver.settle_but(CatchUp, Freeze)
+    assert driver.state == machine.SEALING
+    freeze = driver.take(Freeze)
+    # The answer to the question comes too late to matter.
+    driver.step(CaughtUp(driver.take(CatchUp).request, None))
+    driver.answer(freeze)
+    driver.settle_but(CatchUp)
+    named = driver.the_leader()
+    assert named is not None
+    assert named.successor == "m3"
+
+
 def test_the_epoch_is_taken_back_if_the_successor_does_not_come() -> None:
     """By the same swap: whichever is committed makes the other impossible; then promote, serve, lift, unpause. E3."""
     driver = leading()

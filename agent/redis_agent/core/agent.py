@@ -303,6 +303,7 @@ class Core(Considering):
                 self.on_tail_saved(event)
             case Probed():
                 self.on_probed(event)
+                self.consider_acknowledged()
             case ProbeFailed():
                 self.on_probe_failed(event)
             case RoleDone():

@@ -64,6 +64,8 @@ class Handover(Takeover):
 
     plan: Plan | None = None
     _catch_up_request = 0
+    _awaited_bytes = 0
+    """The offset that a successor must reach; of the catch-up that was asked for."""
     _sick_retry_at = 0.0
 
     # --- whom to ------------------------------------------------------------------------------------------------------
@@ -162,6 +164,7 @@ class Handover(Takeover):
             self.nobody_caught_up("there is nobody to hand over to")
             return
         self._catch_up_request = self.request()
+        self._awaited_bytes = info.offset_bytes
         not_after = self.timers.get("handover", self.now)
         self.order(CatchUp(self._catch_up_request, successors, info.replid, info.offset_bytes, not_after))
 
@@ -177,6 +180,19 @@ class Handover(Takeover):
         else:
             self.plan.chosen = event.member
             self.fire("caught_up")
+
+    def consider_acknowledged(self) -> None:
+        """Clients that hold every slot of a successor's Redis leave us none to ask it by. To ours it acknowledges once
+        a second, whoever else is there.
+        """
+        info, plan, members = self.redis.info, self.plan, self.view.members
+        if self.state != machine.PAUSING or not self._catch_up_request or info is None or plan is None:
+            return
+        reached = {link.address: link.offset_bytes for link in info.replicas if link.online}
+        for name in plan.successors:
+            if name in members and reached.get(members[name].redis, -1) >= self._awaited_bytes:
+                self.on_caught_up(CaughtUp(self._catch_up_request, name))
+                return
 
     def nobody_caught_up(self, problem: str) -> None:
         """Stay, if we may."""
