@@ -14,6 +14,8 @@ from redis_agent.messages import (
     GuardFailed,
     KillRedis,
     LeaveRedis,
+    ProbeError,
+    RedisAwaited,
     RedisDied,
     RedisLeft,
     RedisUp,
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
 HELLO_LIMIT_S = 0.5
 """A guard that does not answer a new life's hello is killed, and its Redis with it."""
+
+ATTEMPT_S = 1.0
+"""How long one attempt to attach waits for an answer."""
 
 GUARD_REPORT_S = 0.1
 """How long a guard has to tell of Redis's death, which the agent sees by itself."""
@@ -153,6 +158,7 @@ class RedisLife:
             return
         self._adopt(command, guard)
         redis.process.after(self.local_s(), redis.obey, self._take_over, redis, self.role_generation)
+        self.process.after(ATTEMPT_S, self._attempt_failed, redis)
 
     def _take_over(self, redis: SimRedis, generation: int) -> None:
         """The last life's connections are closed by name, and the fence is up, before anything is read."""
@@ -161,6 +167,14 @@ class RedisLife:
         if self.world.tracing:
             self.world.log(f"{self.site.name}.redis", "fenced by the next life, which attaches")
         self.process.after(self.local_s(), self._up, redis, redis.info(), True)
+
+    def _attempt_failed(self, redis: SimRedis) -> None:
+        """No answer: but one that is only paused says that it is awake."""
+        if redis is not self.redis or self.is_up or not redis.process.alive:
+            return
+        if redis.silent and not redis.process.stopped:
+            self.post(RedisAwaited(self.incarnation, ProbeError.PAUSED))
+        self.process.after(ATTEMPT_S, self._attempt_failed, redis)
 
     # -- the guard --------------------------------------------------------------------------------------------------
 

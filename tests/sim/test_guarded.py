@@ -169,6 +169,22 @@ def test_a_hung_follower_that_cannot_be_attached_to_is_replaced(begin: Begin, se
     assert confirmed in server(follower).data
 
 
+def test_a_paused_follower_that_cannot_be_attached_to_is_waited_for(begin: Begin) -> None:
+    """Somebody ordered CLIENT PAUSE of all commands: that is no hang, so it is attached to when the pause is over."""
+    cluster = begin()
+    leader, follower, _ = roles(cluster)
+    redis = server(follower)
+    redis.pause_all(30.0)
+    follower.kill_agent()
+    cluster.run(0.2)
+    follower.start()
+    cluster.run(25.0)
+    assert server(follower) is redis
+    cluster.until("all are intact", cluster.settled, 60.0)
+    assert server(follower) is redis
+    assert cluster.serving() is leader
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_hung_redis_that_may_be_needed_is_waited_for(begin: Begin, seed: int) -> None:
     """Nobody leads: however long it hangs, it is attached to when it goes on, and then it votes with what it has."""
