@@ -3,7 +3,7 @@
 * `world`: virtual time, the dice, the network. `process`: what SIGSTOP and SIGKILL do.
 * `zookeeper`, `zk_tree`, `zk_leader`, `zk_server`: the ensemble. `zk_client`, `zk_read`: the adapter on top of it.
 * `clock`: every host's own; what rates are assumed.
-* `redis`, `redis_replication`, `redis_saving`, `redis_data`: redis-server 7.0. `guard`: its parent.
+* `redis`, `redis_replication`, `redis_saving`, `redis_data`: redis-server 7.0, and its `watcher`. `guard`: its parent.
 * `redis_life`, `redis_adapter`: the Redis adapter on top of them.
 * `agent`: a host with its agent: one core, bound to these adapters. `clients`: applications.
 * `faults`, `faults_aimed`, `aimed`, `zk_faults` break things, `nemesis` draws them; `boundaries` strikes at every

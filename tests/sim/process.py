@@ -9,14 +9,29 @@ from typing import Any
 from tests.sim.clock import Clock
 from tests.sim.world import World
 
+Message = tuple[Callable[..., Any], tuple[Any, ...]]
+"""What happens in a process, as a call."""
+
 
 class Process:
     """One life of a process. What happens inside it waits while it is stopped and never happens once it is dead.
 
-    It reads ``clock``, its host's, and waits by it; without one it goes by true time.
+    It reads ``clock``, its host's, and waits by it; without one it goes by true time. ``reads``: in which order what
+    waited is taken up when it is continued; without it, as it came.
     """
 
-    __slots__ = ("_waiting", "alive", "clock", "host", "name", "running_since", "stopped", "was_stopped", "world")
+    __slots__ = (
+        "_waiting",
+        "alive",
+        "clock",
+        "host",
+        "name",
+        "reads",
+        "running_since",
+        "stopped",
+        "was_stopped",
+        "world",
+    )
 
     def __init__(self, world: World, name: str, host: str, clock: Clock | None = None) -> None:
         self.world = world
@@ -27,7 +42,8 @@ class Process:
         self.stopped = False
         self.running_since = world.now
         self.was_stopped = False
-        self._waiting: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self.reads: Callable[[list[Message]], list[Message]] | None = None
+        self._waiting: list[Message] = []
 
     @property
     def now(self) -> float:
@@ -52,11 +68,13 @@ class Process:
         self.was_stopped = True
 
     def cont(self) -> None:
-        """Continue: what waited happens now, in the order in which it came."""
+        """Continue: what waited happens now, in the order in which it came, or in which it is read."""
         if self.stopped:
             self.stopped = False
             self.running_since = self.world.now
             waiting, self._waiting = self._waiting, []
+            if self.reads is not None:
+                waiting = self.reads(waiting)
             for number, (fn, args) in enumerate(waiting):
                 if self.stopped:  # stopped again by what it did
                     self._waiting.extend(waiting[number:])
