@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.support.cluster import (
     wait_told,
     write,
 )
+from tests.support.hangs import let_in
 
 FENCE_BUDGET_S = 0.25
 
@@ -209,6 +211,44 @@ def test_a_quick_restart_after_sigkill(zookeeper: Ensemble, tmp_path: Path) -> N
         assert {name for name in held if now[name] != held[name]} == {leader.name}
         assert [keys(member) for member in cluster] == [100, 100, 100]
         assert leader.redis_pid == pid
+
+
+def test_a_replacement_with_a_dead_hosts_name(zookeeper: Ensemble, tmp_path: Path) -> None:
+    """The leader's host is lost with its disk, and another one with its name starts while the dead one's presence and
+    leadership still stand. It knows nothing of them, so it deletes neither: it waits for the end of the old session,
+    as the others do, and then follows with everything.
+
+    # case A13
+    """
+    session_s = 4.0
+    with lab(zookeeper, tmp_path, settings={"zookeeper": {"session_timeout_s": session_s}}) as cluster:
+        lost, epoch, held = cluster.wait_settled(), cluster.epoch(), owners(cluster)
+        write(lost, 100)
+        cluster.wait_settled()
+        owner = cluster.zk.exists(cluster.paths.leader).ephemeralOwner
+        killed_at = clock()
+        lost.kill()
+        lost.kill_guard()
+        cluster.wait_for(lambda: lost.redis_pid is None, "its Redis is dead")
+        for part in (lost.state_dir, lost.data_dir, lost.run_dir):
+            shutil.rmtree(part)
+            part.mkdir()
+        lost.start()
+        wait_told(cluster, lost, "session_up", killed_at)
+        leader = cluster.leader()
+        assert leader is not None
+        assert (leader.name, leader.epoch) == (lost.name, epoch)
+        assert cluster.zk.exists(cluster.paths.leader).ephemeralOwner == owner
+        assert owners(cluster) == held
+        new = cluster.wait_serving(after_epoch=epoch)
+        # ZooKeeper ends a session no sooner than its timeout after it last heard from it: then, not before, and by
+        # nobody else, was the way free.
+        assert let_in(cluster, new, killed_at) - killed_at > session_s - 0.5
+        assert new is not lost
+        cluster.wait_settled()
+        now = owners(cluster)
+        assert {name for name in held if now[name] != held[name]} == {lost.name}
+        assert [keys(member) for member in cluster] == [100, 100, 100]
 
 
 def test_a_name_that_is_in_use(zookeeper: Ensemble, tmp_path: Path) -> None:
