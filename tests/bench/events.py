@@ -88,6 +88,8 @@ class Measured:
     """Acknowledged writes whose WAIT did not confirm them."""
     surprises: int
     """Answers that no client should get."""
+    last_ms: float | None = None
+    """To the last write that the old leader acknowledged, if its agent was killed: its guard has fenced it."""
     stages_ms: dict[str, float] = field(default_factory=dict)
     """When each stage was reached; those that the logs tell of."""
 
@@ -148,6 +150,7 @@ def happen(kind: Kind, cluster: LocalCluster, load: Load, chance: random.Random)
     first = load.first_ack(at_ns, after_epoch=epoch)
     first_confirmed = load.first_ack(at_ns, after_epoch=epoch, confirmed=True)
     assert first is not None
+    old_acks = [ack.at_ns for ack in load.acks(at_ns) if ack.epoch <= epoch] if kind is Kind.RESTART else []
     return Measured(
         kind=kind.value,
         old=old.name,
@@ -161,6 +164,7 @@ def happen(kind: Kind, cluster: LocalCluster, load: Load, chance: random.Random)
         unknown=load.unknown - unknown,
         unconfirmed=load.unconfirmed(at_ns - EDGE_NS),
         surprises=len(load.surprises) - surprises,
+        last_ms=(old_acks[-1] - at_ns) / 1e6 if old_acks else None,
     )
 
 

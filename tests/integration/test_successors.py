@@ -99,7 +99,8 @@ def test_the_successor_dies_while_writes_wait_for_it(zookeeper: Ensemble, tmp_pa
             wait_fit(cluster, leader, chosen)
             order = ordered_then_killed(cluster, leader, chosen, what, since)
             assert order == OrderState.FAILED
-            assert waiting_writes(leader) == 0
+            # Those that wait for a confirmation are blocked, too, for a moment.
+            cluster.wait_for(lambda: not waiting_writes(leader), "nobody waits any more")
             assert refusal(leader) == ""
             count = load.acknowledged
             cluster.wait_for(lambda: load.acknowledged > count + 100, "writes go on")

@@ -63,3 +63,10 @@ def test_only_what_happened_is_reported() -> None:
     kinds = numbers(results)["kinds"]
     assert isinstance(kinds, dict)
     assert list(kinds) == ["handover"]
+
+
+def test_a_killed_agents_report_says_how_soon_its_guard_fenced() -> None:
+    """By the last write that the old leader acknowledged; one that nobody wrote to any more says nothing."""
+    events = [measured(Kind.RESTART, last_ms=3.5), measured(Kind.RESTART)]
+    text = markdown(Results(measured=events, lost={Kind.RESTART: Lost()}), OPTIONS)
+    assert "acknowledged, fenced by its guard | 3.5 | 3.5 | 3.5 | 3.5 |" in text
