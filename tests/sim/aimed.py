@@ -39,6 +39,7 @@ class Aimed(Faults):
             "cut redis": self.cut_redis,
             "cut zookeeper's requests": self.cut_requests,
             "broken connection": self.break_connection,
+            "broken redis connections": self.break_redis_connections,
             "straggler": self.straggler,
             "lone leader": self.lone_leader,
             "leader out of reach": self.leader_out_of_reach,
@@ -71,6 +72,24 @@ class Aimed(Faults):
             self._log(f"resets the ZooKeeper connection of {agent.name}")
             for session in agent._sessions.values():
                 session.reset()
+
+    def break_redis_connections(self, member: Member | None = None) -> None:
+        """Connections of its Redis are reset, replicas' and clients': what was on its way in either direction is lost,
+        whoever was connected comes back.
+        """
+        redis = (member or self._member(prefer_leader=0.7)).site.redis
+        if redis is None:
+            return
+        self._log(f"resets connections of the Redis of {redis.site.name}")
+        links = [*redis.links, *filter(None, (redis.uplink,))]
+        for link in links:
+            if self.world.chance(0.7):
+                link.primary.process.run(link.primary._on_replica_gone, link)
+                link.replica.process.run(link.replica._lose_uplink, link)
+        for conn in list(redis.clients):
+            if self.world.chance(0.7):
+                redis.process.run(redis.client_gone, conn)
+                conn.client.on_closed(conn)
 
     # -- scenes -----------------------------------------------------------------------------------------------------
 
