@@ -24,6 +24,7 @@ from redis_agent.messages import (
     TailSaved,
     Unpause,
 )
+from redis_agent.redis_conf import FENCED
 from redis_agent.replication import NOWHERE, Address, RedisInfo
 from tests.contract.redis_driver import RedisDriver, Server, follow
 
@@ -138,6 +139,18 @@ def test_a_diverged_primary_is_resynced_in_full(redis_driver: RedisDriver, pair:
     follow(redis_driver, primary, replica)
     info = primary.info()
     assert (info.keys, info.replid2) == (1, "")
+
+
+def test_a_follower_that_led_is_fenced(redis_driver: RedisDriver, pair: tuple[Server, Server]) -> None:
+    """A hand that promotes it lets nobody in."""
+    primary, replica = pair
+    assert primary.app().write() == "OK"
+    replica.done(Freeze, kill_clients=True)
+    replica.lead()
+    follow(redis_driver, primary, replica)
+    probed = primary.ask(Probe)
+    assert isinstance(probed, Probed)
+    assert dict(probed.drift)["min-replicas-to-write"] == str(FENCED)
 
 
 def test_a_primary_without_enough_replicas_refuses_writes(

@@ -110,6 +110,20 @@ def test_redis_is_left_to_the_next_life(make_redis: MakeRedis) -> None:
         assert fresh.info.primary == NOWHERE
 
 
+def test_a_redis_that_was_left_open_is_found_fenced(make_redis: MakeRedis) -> None:
+    """Its agent went while it led, and no guard was armed: once the next life knows it, nobody writes to it."""
+    first = make_redis()
+    first.lead()
+    first.client().set("a", 1)
+    leave(first)
+    with next_life(first) as second:
+        assert second.start().attached
+        assert second.ask(Probe).drift == (("min-replicas-to-write", str(FENCED)),)
+        with pytest.raises(redis.ResponseError, match="NOREPLICAS"):
+            second.client().set("a", 2)
+        assert second.client().get("a") == "1"
+
+
 ORPHAN = """
     import sys, time
     from pathlib import Path

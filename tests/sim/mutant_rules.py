@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests.sim.mutant import Mutant
+from tests.sim.mutant_rules_adapters import ADAPTERS
 from tests.sim.mutant_rules_election import ELECTION
 from tests.sim.mutant_rules_fence import FENCE
 from tests.sim.mutant_rules_handover import HANDOVER
@@ -19,6 +20,7 @@ _GUARD, _REPAIR = f"{_CORE}guard.py::", f"{_CORE}repair.py::"
 _SINGLE, _DEPTH = f"{_CORE}rules.py::", f"{_CORE}depth.py::"
 _ELECTION, _REPLICATION = "tests/unit/test_election.py::", "tests/unit/test_replication.py::"
 _SCENARIOS, _RULES = "tests/sim/test_scenarios.py::", "tests/sim/test_rules.py::"
+_FAKE_GUARD = "tests/sim/test_fake_guard.py::"
 _HANG, _OVER = "tests/sim/test_guarded.py::", "tests/sim/test_handover.py::"
 
 
@@ -45,7 +47,6 @@ _HOW: dict[str, dict[str, Any]] = {
     "serve-before-lift": _seeds("ambush"),
     "backlog-before-serve": _seeds("power loss", "crash host", "crash redis"),
     "claim-checks-ledger": _seeds("ambush", "cut zookeeper's requests"),
-    "lease-tick": _seeds("leader out of reach", also=_VETO),
     "followers-fenced": _seeds("hand", "switchover"),
     "guard-armed": _seeds("crash agent"),
     "guard-acknowledges": _seeds("stop guard", "ambush"),
@@ -130,17 +131,21 @@ _HOW: dict[str, dict[str, Any]] = {
     "handover-promise": _test(f"{_DEPTH}test_a_successor_that_may_not_lead_does_not_take_the_epoch[promised]"),
     "unguarded-successor": _test(f"{_DEPTH}test_a_successor_that_may_not_lead_does_not_take_the_epoch[unguarded]"),
     "stale-probes": _test(f"{_DEPTH}test_a_probe_from_before_a_role_command_is_no_drift"),
+    "lease-tick": _test(
+        "tests/sim/test_lease.py::test_a_heartbeat_that_was_long_on_its_way_proves_nothing_by_when_it_was_sent[1]"
+    ),
+    "boots-fenced": _test("tests/sim/test_fake_redis.py::test_redis_boots_fenced_as_a_replica_of_nowhere"),
+    "attach-fences": _test(f"{_FAKE_GUARD}test_what_a_dead_agent_left_in_its_socket_is_never_executed"),
+    "late-commands-of-last-life": _test(f"{_FAKE_GUARD}test_what_a_dead_agent_left_in_its_socket_is_never_executed"),
 }
 
 _SPARED: dict[str, str] = {
-    "boots-fenced": "it boots as a replica, and each role command fences; what is left is a hand that promotes it",
-    "attach-fences": "an armed guard has fenced when the last life ended",
-    "late-role-commands": "each command is ordered again, or Redis is killed, where its outcome is unknown",
-    "late-commands-of-last-life": "the guard closes the dead agent's connection before it fences",
+    "late-role-commands": "a new connection is asked who answers before it is used, and a single-threaded Redis reads "
+    "the old one first; each command is ordered again, or Redis is killed, where its outcome is unknown",
 }
 """Not caught yet, and what is believed to stand behind each rule. Kept as defence in depth; ``--spared`` runs them."""
 
-_ALL = tuple(replace(mutant, **_HOW.get(mutant.name, {})) for mutant in (*ELECTION, *FENCE, *HANDOVER))
+_ALL = tuple(replace(mutant, **_HOW.get(mutant.name, {})) for mutant in (*ELECTION, *FENCE, *HANDOVER, *ADAPTERS))
 
 MUTANTS: tuple[Mutant, ...] = tuple(mutant for mutant in _ALL if mutant.name not in _SPARED)
 

@@ -254,7 +254,15 @@ class RedisAdapter(RedisLife):
             self._next_role()
             return
         self._role_sent = True
-        redis.process.after(self.local_s(), redis.obey, self._at_redis, redis, command, self.role_generation)
+        redis.process.after(self.local_s(), self._arrive, redis, command, self.role_generation)
+
+    def _arrive(self, redis: SimRedis, command: RoleCommand, generation: int) -> None:
+        """It is in the server's socket. One that was stopped finds several to be read, and takes them in any order."""
+        just_continued = redis.process.running_since == self.world.now
+        if just_continued and self.world.chance(0.5):
+            redis.process.after(self.local_s(), redis.obey, self._at_redis, redis, command, generation)
+        else:
+            redis.obey(self._at_redis, redis, command, generation)
 
     def _refuse_role(self, command: RoleCommand, reason: str, *, late: bool = False) -> None:
         failed = RoleFailed(command.incarnation, command.request, reason, unknown=False, late=late)
