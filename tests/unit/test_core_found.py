@@ -16,12 +16,12 @@ from redis_agent.messages import (
     Promote,
     RoleDone,
     SaveState,
-    StateRecord,
     StateSaved,
     StopRedis,
     StopRequested,
 )
 from redis_agent.replication import NOWHERE
+from redis_agent.state_record import StateRecord
 from redis_agent.znodes import decode_ballot
 from tests.support.core import PATHS, RECORD, Driver, claimant, cluster, follower, leader, ledger, serving
 
