@@ -495,7 +495,7 @@ class RedisRefused:
 
 @dataclass(frozen=True, slots=True)
 class RedisAwaited:
-    """redis-server is not up yet, but shows that it lives: a script runs (BUSY), or it answers nobody (PAUSED).
+    """redis-server is not up yet, but lives: a script runs (BUSY), it is PAUSED, or has no slot for us (REFUSED).
 
     Told again and again, for as long as it lasts.
     """

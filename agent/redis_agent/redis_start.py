@@ -96,7 +96,7 @@ def open_connections(
         plan: how to connect.
         pid: the process that must answer; another one that has the operator's socket is not ours.
         over: set when the process is gone, or nobody wants it any more.
-        on_life: told BUSY or PAUSED of a Redis that lives, and can't be worked with yet.
+        on_life: told BUSY, PAUSED or REFUSED (all slots taken) of a Redis that lives, and can't be worked with yet.
         attach_limit_s: it was left by our last life. What that life has sent and Redis has not read yet is never
             executed; Redis is fenced, and its role stays. For so long one attempt waits for answers, so that a sign of
             life comes more often than a hang takes.
@@ -126,7 +126,11 @@ def open_connections(
             # Awake, and answers nobody.
             if is_awake(plan.socket_path, time.monotonic() + AWAKE_LIMIT_S):
                 life = ProbeError.PAUSED
-        except (WireError, _NotOursError):
+        except WireError:
+            # Clients have all slots, and Redis says so.
+            if is_awake(plan.socket_path, time.monotonic() + AWAKE_LIMIT_S):
+                life = ProbeError.REFUSED
+        except _NotOursError:
             pass
         _close(opened)
         if life is not None and time.monotonic() - told_s > LIFE_TOLD_S:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,29 @@ def test_a_paused_redis_shows_that_it_lives(make_redis: MakeRedis) -> None:
         second.launch()
         for _ in range(3):
             assert second.expect(RedisAwaited).error is ProbeError.PAUSED
+        assert second.expect(RedisUp).pid == first.up.pid
+
+
+def test_a_full_redis_shows_that_it_lives(make_redis: MakeRedis) -> None:
+    """Clients take all slots while the agent is away: Redis says so, which no hung one does.
+
+    # case D3
+    """
+    first = make_redis("maxclients 10")
+    assert first.up is not None
+    leave(first)
+    clients: list[Any] = []
+    with suppress(redis.ConnectionError):
+        while len(clients) < 20:
+            clients.append(first.client())
+            clients[-1].ping()
+    assert len(clients) < 20
+    with next_life(first) as second:
+        second.launch()
+        for _ in range(3):
+            assert second.expect(RedisAwaited).error is ProbeError.REFUSED
+        for client in clients:
+            client.close()
         assert second.expect(RedisUp).pid == first.up.pid
 
 

@@ -87,6 +87,14 @@ def test_one_that_is_paused_lives() -> None:
     assert not driver.core.redis.stalled
 
 
+def test_one_that_has_no_slot_for_us_lives() -> None:
+    """Its clients have taken all connections while we were away: that is no hang. Case D3."""
+    driver = attaching()
+    pass_time(driver, 5 * driver.core.settings.hang_s, ProbeError.REFUSED)
+    assert driver.killed == []
+    assert said(driver, "redis_full") == 1
+
+
 def test_one_that_is_busy_lives_up_to_a_limit() -> None:
     """A script runs: alive for busy_s, and hung hang_s later."""
     driver = attaching()

@@ -84,8 +84,13 @@ class RedisCare(Leading):
         redis = self.redis
         if redis.up:
             return
-        if event.error is not ProbeError.BUSY:
+        if event.error is ProbeError.PAUSED:
             self._paused()
+            return
+        if event.error is ProbeError.REFUSED:
+            if not redis.silence_told:
+                self.log("warning", "redis_full", problem="clients have all its connections", remedy="raise maxclients")
+            redis.silence_told, redis.answered_at = True, self.now
             return
         # A script that runs for too long is a hang.
         redis.busy_since = min(redis.busy_since, self.now)
