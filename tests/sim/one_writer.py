@@ -36,8 +36,8 @@ class OneWriter:
         may be later than the session's end.
         """
         self._looking_again = False
-        self._watched: set[int] = set()
-        """Processes (by pid) whose guard's deadline will be looked at."""
+        self._deadlines: dict[str, float] = {}
+        """By run id of a Redis: the latest deadline of its guard, which will be looked at."""
 
     def changed(self, redis: SimRedis) -> None:
         """Something that decides whether it accepts writes has changed."""
@@ -110,17 +110,17 @@ class OneWriter:
 
     def armed(self, redis: SimRedis, until: float) -> None:
         """Its guard is to fence it then, by its host's clock."""
-        if redis.pid not in self._watched:
-            self._watched.add(redis.pid)
+        watched = redis.run_id in self._deadlines
+        self._deadlines[redis.run_id] = until
+        if not watched:
             self.world.at(redis.process.clock.true(until) + OVERDUE_S, self._overdue, redis, until)
 
     def _overdue(self, redis: SimRedis, until: float) -> None:
-        self._watched.discard(redis.pid)
-        guard = redis.site.guard
-        if not redis.process.alive or guard is None or guard.redis is not redis:
+        latest = self._deadlines.pop(redis.run_id)
+        if not redis.process.alive:
             return
-        if guard.until is not None and guard.until > until:
-            self.armed(redis, guard.until)
+        if latest > until:
+            self.armed(redis, latest)
             return
         self.world.count("invariant", "guard (its deadline)")
         if redis.writable and not self.excuses.excused(redis.site.name):
