@@ -211,7 +211,7 @@ def mutants() -> str:
     rows = ["| rule taken out | DESIGN | directed test | seeds | faults |", "|---|---|---|---|---|"]
     for mutant, found in zip(MUTANTS, both, strict=True):
         test = f"`{found['test']}`" if found.get("test") else ""
-        cells = (f"**{mutant.name}**: {mutant.rule}", mutant.section, test, _by_seeds(found, mutant.also))
+        cells = (f"**{mutant.name}**: {mutant.rule}", mutant.section, test, _by_seeds(found))
         rows.append("| " + " | ".join(_cell(cell) for cell in (*cells, ", ".join(found.get("kinds", [])))) + " |")
     parts = [total, "\n".join(rows)]
     if SPARED:
@@ -223,14 +223,13 @@ def mutants() -> str:
     return "\n\n".join(parts)
 
 
-def _by_seeds(found: dict[str, Any], also: tuple[str, ...]) -> str:
+def _by_seeds(found: dict[str, Any]) -> str:
     """Which invariant the search ended with, and how long it was."""
     if not found.get("tried"):
         return ""
     if found["seed"] is None:
         return f"none of {found['tried']}"
-    beside = f", together with {', '.join(also)}" if also else ""
-    return f"{found['invariant']}: seed {found['seed']}{beside}"
+    return f"{found['invariant']}: seed {found['seed']}"
 
 
 PARTS: dict[str, Callable[[], str]] = {

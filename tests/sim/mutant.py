@@ -54,7 +54,6 @@ class Mutant:
     expects: the invariants that it may be caught by; other violations are passed over.
     test: a directed test that fails with it. Without one, seeds have to find it.
     only: the kinds of fault that the nemesis is restricted to where seeds find it; plain ones would be too many.
-    also: names of further mutants that are applied with it for the seeds: rules behind which it would not be seen.
     spared: why it is not caught, and need not be: which other rule stands behind it.
     """
 
@@ -65,7 +64,6 @@ class Mutant:
     expects: tuple[str, ...] = SAFETY
     test: str = ""
     only: tuple[str, ...] = ()
-    also: tuple[str, ...] = ()
     spared: str = ""
 
     @property

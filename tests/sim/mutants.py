@@ -86,16 +86,15 @@ class Outcome:
 
 
 @contextmanager
-def mutated(mutant: Mutant, also: tuple[str, ...] = ()) -> Iterator[Path]:
-    """A copy of the sources without the rule, and without those of ``also``."""
+def mutated(mutant: Mutant) -> Iterator[Path]:
+    """A copy of the sources without the rule."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as scratch:
         root = Path(scratch)
         ignore = shutil.ignore_patterns("__pycache__")
         for part in ("agent", "tests"):
             shutil.copytree(ROOT / part, root / part, ignore=ignore)
         shutil.copy(ROOT / "pyproject.toml", root)
-        for each in (mutant, *(BY_NAME[name] for name in also)):
-            apply(each, root)
+        apply(mutant, root)
         yield root
 
 
@@ -115,11 +114,10 @@ def try_mutant(mutant: Mutant, seeds: list[int], *, limit_s: float = LIMIT_S) ->
     """Run its directed test, and look for a seed that catches it, in this order of seeds."""
     began = time.monotonic()
     found: dict[str, Any] = {}
-    if mutant.test:
-        with mutated(mutant) as root:
+    with mutated(mutant) as root:
+        if mutant.test:
             found |= _run_test(mutant, root)
-    if seeds:
-        with mutated(mutant, mutant.also) as root:
+        if seeds:
             found |= _run_seeds(mutant, root, seeds, limit_s)
     return Outcome(mutant=mutant, spent_s=time.monotonic() - began, **found)
 
@@ -205,7 +203,12 @@ def main() -> int:
         return 0
     wanted = list(filter(None, options.only.split(",")))
     known = SPARED if options.spared else MUTANTS
-    chosen = [mutant for mutant in known if not wanted or any(part in mutant.name for part in wanted)]
+    # A whole name means that one, a part of a name all that have it.
+    chosen = [
+        mutant
+        for mutant in known
+        if not wanted or any(mutant.name == part or (part not in BY_NAME and part in mutant.name) for part in wanted)
+    ]
     if options.kinds:
         chosen = [replace(mutant, only=tuple(options.kinds.split(","))) for mutant in chosen]
     if options.list:
