@@ -19,6 +19,7 @@ from tests.sim.world import World
 
 if TYPE_CHECKING:
     from tests.sim.agent import Member
+    from tests.sim.redis_data import Site
 
 GRACE_S = 0.2
 """The agent's soft fence, its hard fence, and what the threads and the local pipes take."""
@@ -50,13 +51,16 @@ class Excuses:
         return CONTINUED if continued and redis.process.was_stopped else NOBODY
 
     def _helpless(self, member: Member) -> bool:
-        before = self.world.now - GRACE_S
-        guard = member.site.guard
-        if guard is None or (not guard.process.stopped and guard.process.running_since <= before):
+        if not self.guard_stands_still(member.site):
             return False
-        if not guard.process.was_stopped:
-            return False  # it is new, and has run since it began
         agent = member.agent
         if agent is None or agent.process.stopped or not agent.redis.is_up:
             return True
-        return max(agent.process.running_since, agent.redis.up_since or 0.0) > before
+        return max(agent.process.running_since, agent.redis.up_since or 0.0) > self.world.now - GRACE_S
+
+    def guard_stands_still(self, site: Site) -> bool:
+        """It is stopped, or has only just been continued: it hears and does nothing."""
+        guard = site.guard
+        if guard is None or not guard.process.was_stopped:
+            return False  # One that is new has run since it began.
+        return guard.process.stopped or guard.process.running_since > self.world.now - GRACE_S

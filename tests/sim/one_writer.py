@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.sim.excuses import GRACE_S
 from tests.sim.guard import FENCE_ANSWER_S
 from tests.sim.world import Violation
 
@@ -121,6 +122,11 @@ class OneWriter:
             return
         if latest > until:
             self.armed(redis, latest)
+            return
+        if self.excuses.guard_stands_still(redis.site):
+            # It cannot even hear that the lease is longer by now. Until then the agent alone is held to the lease.
+            self._deadlines[redis.run_id] = until
+            self.world.after(GRACE_S, self._overdue, redis, until)
             return
         self.world.count("invariant", "guard (its deadline)")
         if redis.writable and not self.excuses.excused(redis.site.name):
