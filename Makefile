@@ -7,6 +7,10 @@ PY := $(VENV)/bin/python
 # .venv/bin has the redis-server that set-up made, if the machine has none.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHON
+# How many tests run side by side: most of their time they wait for real servers.
+WORKERS ?= 2
+# What pytest ends with if there was none for it.
+NO_TESTS := 5
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check format test unit sim sim-boundaries mutants faults compare demo bench docs docs-check lock clean
@@ -27,8 +31,9 @@ format: setup ## let ruff fix and format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-test: setup ## the whole suite; TESTS=tests/unit ARGS=-x narrow it down
-	$(PY) -m pytest $(TESTS) $(ARGS)
+test: setup ## the whole suite, side by side and then alone; TESTS=tests/unit ARGS=-x narrow it down, WORKERS=0 is one by one
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m "not alone" $(TESTS) $(ARGS) || [ $$? -eq $(NO_TESTS) ]
+	$(PY) -m pytest -m alone $(TESTS) $(ARGS) || [ $$? -eq $(NO_TESTS) ]
 
 unit: setup ## the quick tests only: no server is started
 	$(PY) -m pytest tests/unit tests/sim $(ARGS)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from redis_agent.messages import Event, SaveTail, TailSaved
 from redis_agent.redis_role import INFO
-from redis_agent.redis_wire import ErrorReply, Reply, Request, Wire, WireError, info_fields, settings_of
+from redis_agent.redis_wire import ErrorReply, Reply, Request, Wire, WireError, WireTimeout, info_fields, settings_of
 
 DIRECTORY = "diverged"
 SUFFIX = ".rdb"
@@ -56,6 +56,8 @@ def save_tail(command: SaveTail, open_wire: Callable[[], Wire], deadline: float)
         return TailSaved(command.incarnation, command.request, error="none are to be kept")
     try:
         path = _save(command, open_wire(), deadline)
+    except WireTimeout as error:
+        return TailSaved(command.incarnation, command.request, error=f"not saved in time: {error}")
     except (_FailedError, WireError, OSError, ValueError) as error:
         return TailSaved(command.incarnation, command.request, error=str(error) or type(error).__name__)
     return TailSaved(command.incarnation, command.request, path=str(path))

@@ -11,6 +11,7 @@ from tests.faults.compare_run import run
 from tests.support.lacking import required
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.root,
     pytest.mark.slow,
     pytest.mark.skipif(bool(missing()) and not required(), reason=missing() or "-"),

@@ -48,8 +48,8 @@ def test_losses_are_counted_by_what_the_client_knew() -> None:
         entry("far", 2, "a", **confirmed),
         entry("far", 3, "a", **confirmed),
         entry("stays", 4, "a", stubborn=True),
-        entry("far", 5, "a", op="incr", key="c", value="", result=1),
-        entry("far", 6, "a", op="incr", key="c", value="", result=2),
+        entry("far", 5, "a", op="incr", key="c", value="1", result=1),
+        entry("far", 6, "a", op="incr", key="c", value="4", result=5),
     ]
     found = measure(history, {"n1": {"far:3": "v", "c": "1"}}, 0, "b")
     assert found.plain == Lost(acknowledged=1, lost=1)
@@ -63,7 +63,7 @@ def test_losses_are_counted_by_what_the_client_knew() -> None:
 def test_first_write_is_one_of_the_next_primary() -> None:
     """What the old primary still acknowledges, and what beside it is heard, does not count."""
     history = [
-        entry("far", 0, "a", op="incr", key="c", value="", result=1),
+        entry("far", 0, "a", op="incr", key="c", value="1", result=1),
         entry("far", 100, "a"),
         entry("near", 150, "b"),
         entry("far", 300, "b"),
@@ -78,7 +78,7 @@ def test_first_write_is_one_of_the_next_primary() -> None:
 def test_an_outage_until_the_end_is_one() -> None:
     """Clients that never write again have no acknowledgement that would end it."""
     history = [
-        entry("far", 0, "a", op="incr", key="c", value="", result=1),
+        entry("far", 0, "a", op="incr", key="c", value="1", result=1),
         entry("far", 100, "a", outcome="unknown", t1=20_000 * MS),
     ]
     found = measure(history, {"n1": {"c": "1"}}, 0, "a")
@@ -89,7 +89,7 @@ def test_an_outage_until_the_end_is_one() -> None:
 def test_two_primaries_are_seen_through_clients_that_stay() -> None:
     """From the later one's first acknowledgement to the last write that the earlier one took."""
     history = [
-        entry("far", 0, "a", op="incr", key="c", value="", result=1),
+        entry("far", 0, "a", op="incr", key="c", value="1", result=1),
         *(entry("stays", 10 * number, "a", stubborn=True) for number in range(1, 11)),
         *(entry("far", 50 + 10 * number, "b") for number in range(11)),
     ]
@@ -114,7 +114,7 @@ def test_a_late_answer_is_no_second_primary() -> None:
 
 def test_nodes_that_differ_are_noticed() -> None:
     """The replicas must have what the primary has."""
-    history = [entry("far", 0, "a", op="incr", key="c", value="", result=1)]
+    history = [entry("far", 0, "a", op="incr", key="c", value="1", result=1)]
     assert not measure(history, {"n1": {"c": "1"}, "n2": {}}, 0, "a").equal
 
 
