@@ -29,6 +29,8 @@ from tests.bench.events import SETTLE_LIMIT_S, Kind, NotDone, attribute, happen
 from tests.bench.report import Idle, Lost, Results, markdown, numbers
 from tests.bench.statistics import replace_section
 
+CLIENTS_NICE = 5
+"""Elsewhere clients have hosts of their own: here they must not take the processor from what they wait for."""
 BLOCK = 50
 """So many events with one load; then everything it wrote is looked up and removed, so that Redis stays small."""
 _REMOVED_AT_ONCE = 5000
@@ -99,7 +101,7 @@ def run_block(
     results = Results()
     # A fixed seed: two runs kill at the same moments of their own time.
     chance = random.Random(options.seed * 1000 + number)
-    with Load(observer, rate_per_s=options.rate, prefix=f"load{number}") as load:
+    with Load(observer, rate_per_s=options.rate, prefix=f"load{number}", nice=CLIENTS_NICE) as load:
         for _ in range(times):
             try:
                 measured = happen(kind, cluster, load, chance)

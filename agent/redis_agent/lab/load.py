@@ -73,6 +73,7 @@ class Load:
         prefix: of all keys.
         reply_limit_s: for one reply; longer than a handover's pause, or its writes count as unknown.
         wait_limit_s: for WAIT.
+        nice: of the writers' threads, against whatever else runs on this machine.
     """
 
     def __init__(
@@ -87,9 +88,11 @@ class Load:
         prefix: str = "load",
         reply_limit_s: float = 10.0,
         wait_limit_s: float = 1.0,
+        nice: int = 0,
     ) -> None:
         self.observer = observer
         self.prefix = prefix
+        self.nice = nice
         self.interval_s = (plain + confirmed + counters) / rate_per_s
         self.wait_limit_ms = int(wait_limit_s * 1000)
         self.stopping = threading.Event()

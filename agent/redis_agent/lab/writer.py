@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from array import array
@@ -52,6 +53,7 @@ class Orders(Protocol):
     wait_limit_ms: int
     stopping: threading.Event
     surprises: list[str]
+    nice: int
 
     def connection(self, view: LeaderView) -> LabConnection:
         """A connection to this leader. Raises OSError."""
@@ -134,6 +136,8 @@ class Writer:
             self.looked_up += len(batch)
 
     def _run(self) -> None:
+        # To the kernel a thread has a priority of its own.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._load.nice)
         seq = 0
         next_at = time.monotonic()
         while not self._load.stopping.is_set():
