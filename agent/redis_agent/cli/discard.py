@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,10 +15,7 @@ from kazoo.exceptions import (  # type: ignore[import-untyped]
 
 from redis_agent import znodes
 from redis_agent.cli import cluster_view, target
-from redis_agent.cli.apart import apart
-from redis_agent.cli.keep import ATTEMPTS, Refused
-from redis_agent.config_file import load
-from redis_agent.config_host import zookeeper_auth
+from redis_agent.cli.changing import ATTEMPTS, Refused, carry_out
 from redis_agent.znodes import LeaderPhase
 
 
@@ -31,18 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Give them up: 0 if it is written, 1 if it is refused, 2 if ZooKeeper cannot be reached."""
-    hosts, paths = target.find(options, "redis-agent discard")
-    # Where only agents may write, this command must be able to prove that it belongs to them.
-    auth = zookeeper_auth(load(options.config), options.config) if options.config else ()
-    try:
-        print(apart(lambda: discard(hosts, paths, options.member, auth=auth, limit_s=options.timeout)))
-    except Refused as refused:
-        print(f"redis-agent: {refused}", file=sys.stderr)
-        return 1
-    except cluster_view.Unreachable as error:
-        print(f"redis-agent: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return carry_out(options, "redis-agent discard", discard)
 
 
 def discard(

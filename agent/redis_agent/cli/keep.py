@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,16 +13,7 @@ from kazoo.exceptions import BadVersionError, NoAuthError, NoNodeError  # type: 
 from redis_agent import znodes
 from redis_agent.ballots import never_served
 from redis_agent.cli import cluster_view, target
-from redis_agent.cli.apart import apart
-from redis_agent.config_file import load
-from redis_agent.config_host import zookeeper_auth
-
-ATTEMPTS = 5
-"""If somebody else changes ``config`` or the ledger at the same time: read again, but not for ever."""
-
-
-class Refused(Exception):
-    """It must not be done, or cannot be. The message says why, and what to do instead."""
+from redis_agent.cli.changing import ATTEMPTS, Refused, carry_out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,18 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(options: argparse.Namespace) -> int:
     """Choose: 0 if it is written, 1 if it is refused, 2 if ZooKeeper cannot be reached."""
-    hosts, paths = target.find(options, "redis-agent keep")
-    # Where only agents may write, this command must be able to prove that it belongs to them.
-    auth = zookeeper_auth(load(options.config), options.config) if options.config else ()
-    try:
-        print(apart(lambda: keep(hosts, paths, options.member, auth=auth, limit_s=options.timeout)))
-    except Refused as refused:
-        print(f"redis-agent: {refused}", file=sys.stderr)
-        return 1
-    except cluster_view.Unreachable as error:
-        print(f"redis-agent: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return carry_out(options, "redis-agent keep", keep)
 
 
 def keep(
