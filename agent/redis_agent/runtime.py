@@ -14,13 +14,12 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from math import inf
 from pathlib import Path
 
 from msgspec import structs
 
-from redis_agent import logs
+from redis_agent import __version__, logs
 from redis_agent.config import ConfigError, Settings
 from redis_agent.config_host import redis_settings, zookeeper_auth
 from redis_agent.coordination import Coordination
@@ -127,9 +126,7 @@ class _Agent:
         self._source = source
         post = self._queue.put
         redis = redis_settings(settings)
-        self._core = Core(
-            settings.core(announce=redis.announce, host=socket.gethostname(), agent_version=_own_version())
-        )
+        self._core = Core(settings.core(announce=redis.announce, host=socket.gethostname(), agent_version=__version__))
         self._coordination = Coordination(
             hosts=settings.zookeeper.hosts,
             session_timeout_s=settings.zookeeper.session_timeout_s,
@@ -273,10 +270,3 @@ def _tell_redis_line(line: str) -> None:
     # A frozen Redis tries its primary, which is nowhere, once a second, and tells of it in three lines.
     level = "debug" if any(noise in line for noise in FROZEN_NOISE) else "info"
     logs.event(level, "redis", line=line)
-
-
-def _own_version() -> str:
-    try:
-        return version("redis-agent")
-    except PackageNotFoundError:
-        return "unknown"

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import redis_agent
 from redis_agent.cli import COMMANDS, Command
+from redis_agent.cli.loading import loading
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         subparser = subparsers.add_parser(name, help=summary, description=summary)
         if name == chosen:
             # Only the chosen command's module is loaded: `run` must start fast.
-            command = importlib.import_module(module)
+            with loading():
+                command = importlib.import_module(module)
             command.add_arguments(subparser)
     options = parser.parse_args(arguments)
     assert command is not None, "argparse insists on a known command"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
 from functools import partial
 
 from redis_agent import logs
+from redis_agent.cli.loading import loading
 from redis_agent.config import ConfigError
 from redis_agent.config_file import ENVIRONMENT_FILE, load
 from redis_agent.config_host import check_host
@@ -48,8 +50,10 @@ def _execute(options: argparse.Namespace) -> int:
             logs.event("warning", "configuration", problem=warning)
         if options.check:
             return 0
-        from redis_agent import runtime
-
+        with loading():
+            from redis_agent import runtime
+        # Nor is it looked through again while the agent runs: a failover should not have to wait for that.
+        gc.freeze()
         ending = runtime.run(settings, partial(load, options.config), options.config)
     if ending.again:
         # The same process id, so that init keeps us; the program and its settings may have changed. Signals are held
