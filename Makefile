@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 # .venv/bin has the redis-server that set-up made, if the machine has none.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHON
-# How many tests run side by side: most of their time they wait for real servers.
+# How many pure tests run side by side.
 WORKERS ?= 2
 # What pytest ends with if there was none for it.
 NO_TESTS := 5
@@ -31,7 +31,7 @@ format: setup ## let ruff fix and format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-test: setup ## the whole suite, side by side and then alone; TESTS=tests/unit ARGS=-x narrow it down, WORKERS=0 is one by one
+test: setup ## the whole suite: what is pure side by side, what starts servers one by one; TESTS=tests/unit ARGS=-x narrow it down
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m "not alone" $(TESTS) $(ARGS) || [ $$? -eq $(NO_TESTS) ]
 	$(PY) -m pytest -m alone $(TESTS) $(ARGS) || [ $$? -eq $(NO_TESTS) ]
 

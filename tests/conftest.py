@@ -56,8 +56,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         sys.stderr.write(f"kept: {scratch}\n")
 
 
+def is_pure(path: Path) -> bool:
+    """Whether the tests in this file start no process of their own."""
+    return any(path.is_relative_to(directory) for directory in PURE)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs root elsewhere, and say so. Not in CI: there it would never run, and nobody would notice."""
+    """Mark what runs real servers, before ``-m`` chooses; and see to what needs root.
+
+    That is skipped elsewhere, and says so. Not in CI: there it would never run, and nobody would notice.
+    """
+    for item in items:
+        if not is_pure(item.path):
+            item.add_marker("alone")
     rooted = [item for item in items if item.get_closest_marker("root")]
     if os.geteuid() == 0 or not rooted:
         return
@@ -70,7 +82,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def no_process_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test ends every process that it started, also those whose parent has died."""
-    if any(request.path.is_relative_to(directory) for directory in PURE):
+    if is_pure(request.path):
         yield
         return
     scratch = request.config.stash[_scratch]

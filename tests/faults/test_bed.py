@@ -17,7 +17,7 @@ from tests.faults import bed as beds
 from tests.faults.bed import Bed, Host
 from tests.support.lacking import lacks
 
-pytestmark = [pytest.mark.root, pytest.mark.alone]
+pytestmark = pytest.mark.root
 PORT = 6379
 SILENCE_S = 0.3
 OWNER = """

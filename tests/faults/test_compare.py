@@ -11,7 +11,6 @@ from tests.faults.compare_run import run
 from tests.support.lacking import required
 
 pytestmark = [
-    pytest.mark.alone,
     pytest.mark.root,
     pytest.mark.slow,
     pytest.mark.skipif(bool(missing()) and not required(), reason=missing() or "-"),

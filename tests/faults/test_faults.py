@@ -28,7 +28,7 @@ from tests.faults.program import main
 from tests.faults.round import Clients, Rounds, agent_finder, everywhere
 from tests.support.lacking import lacks
 
-pytestmark = [pytest.mark.root, pytest.mark.alone, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
 MINUTES = float(os.environ.get("FAULTS_MINUTES", "0.6"))
 LOAD = 0.5
 HELD_OPEN_S = 0.02

@@ -19,7 +19,7 @@ from tests.faults.bed import Bed, Host
 from tests.faults.machine import Clock, Disk, shim
 from tests.support.lacking import lacks
 
-pytestmark = [pytest.mark.root, pytest.mark.alone]
+pytestmark = pytest.mark.root
 HOUR_S = 3600.0
 SLACK_S = 60.0
 PORT = 6379

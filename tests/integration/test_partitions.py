@@ -14,8 +14,6 @@ from redis_agent.lab.zookeeper import Ensemble
 from tests.support.cluster import clock, lab, refusal, steps, told, unstarted, wait_told
 from tests.support.node_load import NodeLoad, on_every_node
 
-pytestmark = pytest.mark.alone
-
 FENCE_BUDGET_S = 0.25
 
 
