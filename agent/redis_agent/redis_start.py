@@ -107,6 +107,7 @@ def open_connections(
     """
     pause_s = RETRY_FIRST_S
     told_s = 0.0
+    awake = False
     while not over.is_set():
         opened: list[Wire] = []
         life: ProbeError | None = None
@@ -127,8 +128,9 @@ def open_connections(
             if is_awake(plan.socket_path, time.monotonic() + AWAKE_LIMIT_S):
                 life = ProbeError.PAUSED
         except WireError:
-            # Clients have all slots, and Redis says so.
-            if is_awake(plan.socket_path, time.monotonic() + AWAKE_LIMIT_S):
+            # Clients have all slots, and Redis says so; unless it has just begun to listen, since we tried.
+            awake_before, awake = awake, is_awake(plan.socket_path, time.monotonic() + AWAKE_LIMIT_S)
+            if awake and awake_before:
                 life = ProbeError.REFUSED
         except _NotOursError:
             pass

@@ -28,6 +28,7 @@ from redis_agent.messages import (
     Probe,
     Probed,
     Promote,
+    RedisAwaited,
     RedisDied,
     RedisUp,
     RoleDone,
@@ -117,6 +118,8 @@ class LocalRedis:
         """Launch it and wait until it is up."""
         self.launch()
         event = self.next_event()
+        while isinstance(event, RedisAwaited):  # A slow machine: it lives, and is not up yet.
+            event = self.next_event()
         assert isinstance(event, RedisUp), event
         self.up = event
         return event
