@@ -113,6 +113,16 @@ def _ahead(a: Position | None, b: Position | None) -> bool:
     return a is not None and (b is None or a > b)
 
 
+def _outdoes(case: Round, a: str, b: str) -> bool:
+    """Whether member ``a`` may have data that ``b`` lacks, going by state files, too.
+
+    What Redis itself says is there; of the same position in a state file the AOF may lack the end.
+    """
+    ours, theirs = case.position[a], case.position[b]
+    told_alike = ours is not None and ours == theirs
+    return _ahead(ours, theirs) or (told_alike and case.exact[a] is not None and case.exact[b] is None)
+
+
 def _electable_by_quorum(case: Round) -> tuple[set[str], str]:
     """Members that R intact ballots are not ahead of."""
     needed = quorum(len(case.rules.voters))[1]
@@ -192,8 +202,7 @@ def _silent(case: Round) -> list[str]:
 
 def _best_of_all(case: Round) -> tuple[set[str], str]:
     """Candidates that no ballot is ahead of."""
-    where = {name: case.position[name] for name in case.ballots}
-    furthest = [name for name in where if not any(_ahead(other, where[name]) for other in where.values())]
+    furthest = [name for name in case.ballots if not any(_outdoes(case, other, name) for other in case.ballots)]
     holders = [name for name, ballot in case.bystanders.items() if ballot.up and ballot.keys > 0]
     if holders and all(ballot.keys == 0 for ballot in case.ballots.values()):
         return set(), f"every voter is empty, but {_data_of(holders)} is not: make it a voter, or remove it"

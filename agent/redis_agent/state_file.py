@@ -79,7 +79,7 @@ def load(path: Path) -> tuple[StateRecord, str]:
         return StateRecord(), f"state file {path}: unreadable ({error}), so nothing is remembered"
     try:
         return _decode(text), ""
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         return StateRecord(), f"state file {path}: damaged ({error}), so nothing is remembered"
 
 

@@ -16,6 +16,8 @@ from redis_agent.ballots import Ballot, Mode
 from redis_agent.replication import Address, Ledger
 
 SCHEMA = 1
+_MAX_DIGITS = 18
+"""No round is a larger number; Python would even refuse to read one of thousands of digits."""
 
 
 class Corrupt(ValueError):
@@ -53,7 +55,7 @@ class Paths:
 def split_ballot(znode_name: str) -> tuple[int, str] | None:
     """Round and member of a ballot, from the name of its znode; None if it is not the name of a ballot."""
     round_, dash, member = znode_name.partition("-")
-    if not dash or not member or not round_.isascii() or not round_.isdigit():
+    if not dash or not member or not round_.isascii() or not round_.isdigit() or len(round_) > _MAX_DIGITS:
         return None
     return int(round_), member
 
@@ -260,7 +262,10 @@ def merge_config(data: bytes, changes: ClusterConfig) -> bytes:
         Corrupt: ``data`` is not a ``config``.
     """
     decode_config(data)
-    existing = msgspec.json.decode(data, type=dict[str, object]) if data else {}
+    try:
+        existing = msgspec.json.decode(data, type=dict[str, object]) if data else {}
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Corrupt(f"config: {error}") from error
     merged = {**existing, **_fields(changes)}
     # A newer agent's fields are still there, so it still is a newer payload.
     merged["v"] = max(int(str(existing.get("v", SCHEMA))), changes.v)
@@ -281,7 +286,7 @@ def _decode(kind: str, data: bytes, payload: type[_Payload]) -> _Payload:
         raise Corrupt(f"{kind}: the znode is empty")
     try:
         found: _Payload = _parsed(data, payload)  # type: ignore[arg-type]  # a class can be hashed
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(f"{kind}: {error}") from error
     return found
 

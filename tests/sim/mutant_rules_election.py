@@ -513,8 +513,8 @@ ELECTION: tuple[Mutant, ...] = (
         (
             Edit(
                 AGENT + "electability.py",
-                "if not any(_ahead(other, where[name]) for other",
-                "if not any(_ahead(where[name], other) for other",
+                "if not any(_outdoes(case, other, name) for other",
+                "if not any(_outdoes(case, name, other) for other",
             ),
         ),
     ),

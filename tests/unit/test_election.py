@@ -282,7 +282,8 @@ def test_a_state_file_does_not_beat_evidence() -> None:
     # Where all were restarted it counts, but not more than what an RDB says.
     reloaded = ballot("b", 310, intact=False, reloaded=True), ballot("c", 10, intact=False, reloaded=True)
     assert leaders(boaster, *reloaded) == {"a"}
-    assert ask("b", boaster, replace(reloaded[0], offset_bytes=320), reloaded[1]).ranking == ("b", "a")
+    # Of the same position Redis's own word says that the data are there: the AOF may lack the end, so it is waited for.
+    assert leaders(boaster, replace(reloaded[0], offset_bytes=320), reloaded[1]) == {"b"}
 
 
 def test_a_state_file_says_nothing_where_the_replid_speaks() -> None:

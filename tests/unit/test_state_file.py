@@ -45,7 +45,7 @@ def test_a_missing_file_is_an_empty_record_and_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "null", "[]", "{}", "{", '{"version": 2, "checksum": 0, "record": {}}', "\x00" * 4096, "�"],
+    ["", "null", "[]", "{}", "{", '{"version": 2, "checksum": 0, "record": {}}', "\x00" * 4096, "�", "[" * 5000],
 )
 def test_nonsense_is_an_empty_record_and_says_so(tmp_path: Path, text: str) -> None:
     """Torn, zeroed or foreign: never an exception, never half a record."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -186,7 +187,7 @@ def test_the_name_of_a_ballot_tells_round_and_member(round_: int, name: str) -> 
     assert znodes.split_ballot(Paths("r", "c").ballot(round_, name).removeprefix("/r/c/ballots/")) == (round_, name)
 
 
-@pytest.mark.parametrize("name", ["", "7", "7-", "-a", "x-a", "-7-a", "７-a", "1.5-a"])
+@pytest.mark.parametrize("name", ["", "7", "7-", "-a", "x-a", "-7-a", "７-a", "1.5-a", "9" * 5000 + "-a"])
 def test_other_names_are_no_ballots(name: str) -> None:
     """What somebody else put below ``ballots`` is not taken for a ballot."""
     assert znodes.split_ballot(name) is None
@@ -198,6 +199,20 @@ def test_merging_the_config_keeps_what_is_not_understood() -> None:
     merged = json.loads(znodes.merge_config(data, ClusterConfig(cluster_id="id", voters=("a", "b"), mode=Mode.ASYNC)))
     assert merged["quiet_hours"] == [1, 2]
     assert (merged["v"], merged["voters"], merged["mode"]) == (3, ["a", "b"], "async")
+
+
+@pytest.mark.parametrize("decode", [*DECODERS, znodes.decode_order])
+def test_nesting_without_end_is_corrupt(decode: Callable[[bytes], object]) -> None:
+    """It is an error of the payload, as any other garbage, and not of whoever reads it."""
+    with pytest.raises(Corrupt):
+        decode(b'{"unknown":' + b"[" * 5000 + b"]" * 5000 + b"}")
+
+
+@pytest.mark.parametrize("value", [b"1e500", b"9" * 5000])
+def test_a_config_with_numbers_that_nobody_can_read_is_not_overwritten(value: bytes) -> None:
+    """Of a field that this version does not know: it would be lost, or changed."""
+    with pytest.raises(Corrupt, match="config: "):
+        znodes.merge_config(b'{"unknown":' + value + b"}", ClusterConfig())
 
 
 def test_merging_into_nothing_writes_the_whole_config() -> None:

@@ -41,7 +41,7 @@ def carry_out(options: argparse.Namespace, command: str, change: Change) -> int:
     auth = zookeeper_auth(load(options.config), options.config) if options.config else ()
     try:
         print(apart(lambda: change(hosts, paths, options.member, auth=auth, limit_s=options.timeout)))
-    except Refused as refused:
+    except (Refused, znodes.Corrupt) as refused:
         print(f"redis-agent: {refused}", file=sys.stderr)
         return 1
     except cluster_view.Unreachable as error:

@@ -55,6 +55,10 @@ def _execute(options: argparse.Namespace) -> int:
         # Nor is it looked through again while the agent runs: a failover should not have to wait for that.
         gc.freeze()
         ending = runtime.run(settings, partial(load, options.config), options.config)
+    if not ending.again:
+        # One more stop has nothing left to stop, and must not change how this one ended.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
     if ending.again:
         # The same process id, so that init keeps us; the program and its settings may have changed. Signals are held
         # back already.

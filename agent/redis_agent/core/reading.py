@@ -25,6 +25,7 @@ from redis_agent.znodes import (
 )
 
 RETRY_S = 0.2
+_UNREADABLE = "a znode cannot be read"
 Payload = TypeVar("Payload")
 
 
@@ -178,11 +179,13 @@ class Reading(Base):
             self.view.fresh = False
             self._owed |= self._reading
             self.log("error", "unreadable_znode", problem=str(error))
-            self.reason = f"a znode cannot be read: {error}"
+            self.reason = f"{_UNREADABLE}: {error}"
             self.arm("look", self.now + self.settings.reread_s)
             return False
         if self.session.registered and self.paths.leader in event.paths:
             self.view.fresh = True
+        if self.reason.startswith(_UNREADABLE):
+            self.reason = ""
         return True
 
     # --- learning ---------------------------------------------------------------------------------------------------

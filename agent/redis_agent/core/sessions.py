@@ -31,6 +31,7 @@ from redis_agent.messages import (
 from redis_agent.replication import Ledger
 from redis_agent.znodes import (
     ClusterConfig,
+    Corrupt,
     Member,
     Presence,
     encode,
@@ -254,7 +255,13 @@ class Sessions(Reading):
             max_lag_bytes=self.settings.max_lag_bytes,
             keep=view.config.keep,
         )
-        ops = (Put(self.paths.config, merge_config(view.config_data, config), view.config_version),)
+        try:
+            data = merge_config(view.config_data, config)
+        except Corrupt as error:
+            self.reason = f"a znode cannot be read: {error}"
+            self.look_later()
+            return
+        ops = (Put(self.paths.config, data, view.config_version),)
         self._bootstrap_request = self.request()
         self.order(Commit(self.session.number, self._bootstrap_request, "bootstrap", ops))
 
