@@ -32,8 +32,10 @@ format: setup ## let ruff fix and format
 	$(PY) -m ruff format .
 
 test: setup ## the whole suite: what is pure side by side, what starts servers one by one; TESTS=tests/unit ARGS=-x narrow it down
-	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m "not alone" $(TESTS) $(ARGS) || [ $$? -eq $(NO_TESTS) ]
-	$(PY) -m pytest -m alone $(TESTS) $(ARGS) || [ $$? -eq $(NO_TESTS) ]
+	@failed=0; \
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m "not alone" $(TESTS) $(ARGS) || [ $$? -eq $(NO_TESTS) ] || failed=1; \
+	$(PY) -m pytest -m alone $(TESTS) $(ARGS) || [ $$? -eq $(NO_TESTS) ] || failed=1; \
+	exit $$failed
 
 unit: setup ## the quick tests only: no server is started
 	$(PY) -m pytest tests/unit tests/sim $(ARGS)

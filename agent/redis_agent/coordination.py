@@ -86,15 +86,18 @@ class Coordination:
             case OpenSession():
                 for older in self._sessions.values():
                     older.retire()
-                self._sessions = {command.session: _Session(command.session, self._settings, self._post)}
+                session = _Session(command.session, self._settings, self._post)
+                # Before it can say anything: whoever hears of it may order something of it.
+                self._sessions = {command.session: session}
+                session.start()
             case CloseSession():
                 self._close(command)
             case _:
-                session = self._sessions.get(command.session)
-                if session is None:
+                found = self._sessions.get(command.session)
+                if found is None:
                     self._post(_failed(command, "no such session"))
                 else:
-                    session.execute(command)
+                    found.execute(command)
 
     def _close(self, command: CloseSession) -> None:
         session = self._sessions.pop(command.session, None)
@@ -117,6 +120,8 @@ class _Session:
         self.client = SessionClient(settings, f"zk-session-{number}", self._on_state)
         # kazoo keeps a set of callbacks per path: one and the same object keeps that set at one entry.
         self.watch: Callable[[Any], None] = self._on_watch
+
+    def start(self) -> None:
         self.client.start_async()
 
     def execute(self, command: Read | Ensure | Commit) -> None:

@@ -238,10 +238,6 @@ class _Agent:
             logs.event("error", "reload_refused", problem=str(error), clock=round(boottime_s(), 6))
             return
         changed = self._settings.changed_keys(settings)
-        logs.set_level(settings.log.level)
-        # The other keys still are what they were when this process started.
-        log = structs.replace(self._settings.log, level=settings.log.level)
-        self._settings = structs.replace(self._settings, log=log)
         logs.event(
             "info",
             "reloaded",
@@ -249,6 +245,11 @@ class _Agent:
             needs_restart=[key for key in changed if key not in RELOADABLE],
             clock=round(boottime_s(), 6),
         )
+        # Behind that line, which the new level may hide.
+        logs.set_level(settings.log.level)
+        # The other keys still are what they were when this process started.
+        log = structs.replace(self._settings.log, level=settings.log.level)
+        self._settings = structs.replace(self._settings, log=log)
 
     def _execute(self, command: Command) -> None:
         match command:

@@ -176,8 +176,13 @@ class Worth(Sessions):
         return self.redis.followed and not self.redis.attached
 
     def _operator_gave_it_up(self) -> bool:
-        """An operator chose other data, and the first leader still serves: whoever comes later was not meant."""
-        config, ledger = self.view.config, self.view.ledger
+        """An operator chose other data, for the first leader, and this very process showed its own in that election.
+
+        What is started later was not meant, also while that leader still serves.
+        """
+        config, ledger, ballot = self.view.config, self.view.ledger, self.round.ballot
         if config.keep in ("", self.settings.name) or self.settings.name not in config.voters:
+            return False
+        if ballot is None or ballot.round != ledger.epoch or ballot.run_id != self.redis.run_id:
             return False
         return [entry.epoch for entry in ledger.entries if entry.served] == [ledger.epoch]
