@@ -25,7 +25,7 @@ from redis_agent.znodes import (
 )
 
 RETRY_S = 0.2
-_UNREADABLE = "a znode cannot be read"
+UNREADABLE = "a znode cannot be read"
 Payload = TypeVar("Payload")
 
 
@@ -179,12 +179,12 @@ class Reading(Base):
             self.view.fresh = False
             self._owed |= self._reading
             self.log("error", "unreadable_znode", problem=str(error))
-            self.reason = f"{_UNREADABLE}: {error}"
+            self.reason = f"{UNREADABLE}: {error}"
             self.arm("look", self.now + self.settings.reread_s)
             return False
         if self.session.registered and self.paths.leader in event.paths:
             self.view.fresh = True
-        if self.reason.startswith(_UNREADABLE):
+        if self.reason.startswith(UNREADABLE):
             self.reason = ""
         return True
 

@@ -6,7 +6,7 @@ from math import inf
 
 from redis_agent import machine
 from redis_agent.core.base import Goal, Session, View
-from redis_agent.core.reading import RETRY_S, Reading
+from redis_agent.core.reading import RETRY_S, UNREADABLE, Reading
 from redis_agent.lease import steady_lease
 from redis_agent.messages import (
     Check,
@@ -258,7 +258,7 @@ class Sessions(Reading):
         try:
             data = merge_config(view.config_data, config)
         except Corrupt as error:
-            self.reason = f"a znode cannot be read: {error}"
+            self.reason = f"{UNREADABLE}: {error}"
             self.look_later()
             return
         ops = (Put(self.paths.config, data, view.config_version),)
